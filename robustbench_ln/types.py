@@ -12,7 +12,11 @@ Images: TypeAlias = "Tensor"
 """``(B, C, H, W)`` float32, RGB, values in [0, 1]. Every image outside a model has this form."""
 
 Kind = Literal["clean", "noise", "corruption"]
-RANGES = ("clip", "rescale", "none")
+RANGES = {
+    "clip": "values outside [0, 1] become 0 or 1",
+    "rescale": "per channel, the noisy data set's range is mapped to the clean one's, as the paper's released code does",
+    "none": "values stay as they are",
+}
 N_BINS = 15  # equal-width confidence bins of the expected calibration error
 
 

@@ -1,0 +1,214 @@
+"""The main job as one call: plan, evaluate what is missing, keep it, hand it back."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from robustbench_ln import evaluation
+from robustbench_ln._version import __version__
+from robustbench_ln.errors import UsageError
+from robustbench_ln.evaluation import Event, Finish
+from robustbench_ln.metrics.accuracy import wilson
+from robustbench_ln.planning import Plan, plan_run
+from robustbench_ln.reports import csv, summarise
+from robustbench_ln.results import FolderRun, Results, Run, RunInfo, collect, open_run, save, write_bytes
+from robustbench_ln.types import ResultRow
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from robustbench_ln.data import Dataset
+
+# Modes whose clean accuracy stands for the network's own: native, or equal to it.
+_OWN_MODES = ("native", "bn", "ln-batch")
+
+
+def evaluate(
+    model: str | nn.Module | Sequence[str | nn.Module],
+    data: str | Dataset = "demo",
+    *,
+    noise: str | Iterable[str] | None = None,
+    sigma: str | float | Sequence[float] | None = None,
+    preset: str | None = None,
+    range: str = "clip",
+    modes: str | Iterable[str] | None = None,
+    group_size: int | None = None,
+    repeats: int = 1,
+    seed: int = 0,
+    limit: int | None = None,
+    batch_size: int = 128,
+    device: str = "auto",
+    threads: int | None = None,
+    workers: int = 0,
+    arch: str | None = None,
+    normalize: str = "auto",
+    trust: bool = False,
+    on_bad_image: str = "stop",
+    resize: int | None = None,
+    crop: int | None = None,
+    interpolation: str | None = None,
+    predictions: bool = True,
+    out: str | Path | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> Results:
+    """Measure accuracy under noise, for every evaluation mode, on the same degraded images.
+
+    Args:
+        model: what ``--model`` takes (a file, ``demo:bn``, ``torchvision:resnet18``, ``python:package.module:factory``),
+            a module that returns logits, or several of them.
+        data: what ``--data`` takes (``demo``, ``cifar10``, ``imagefolder:DIR``, ``npz:FILE``), or a data set.
+        noise: names with or without a grid (``"agn,mbn=0:0.5:0.1"``); ``agn`` when left out.
+        sigma: grid of the noises without one (``"0:3:0.25"``, a number, or numbers).
+        preset: a named set of noises, grids and range policy instead.
+        range: what happens to noisy values outside [0, 1]: ``clip``, ``rescale`` or ``none``.
+        modes: names, or ``all``; the network's default modes when left out.
+        group_size: M, images that share statistics, for batch modes that name none.
+        repeats: how often the pixels of each noisy condition are redrawn.
+        seed: of everything random, at least 0.
+        limit: score only the first images of the shuffled order.
+        batch_size: images computed at once; changes no number.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        threads: threads of a forward pass; changes no number.
+        workers: processes that evaluate conditions side by side; changes no number.
+        arch: architecture of a checkpoint, where it is not to be recognised.
+        normalize: ``auto``, ``imagenet``, ``cifar10``, ``half``, ``none`` or ``MEAN;STD``.
+        trust: allow files that can run code when read.
+        on_bad_image: ``stop``, or ``skip`` to leave unreadable images out.
+        resize: shorter side after resizing, in pixels.
+        crop: side of the centre crop, in pixels.
+        interpolation: of resizing.
+        predictions: keep every image's predicted class and top probability.
+        out: run folder; finished rows found there are not evaluated again. None keeps everything in memory.
+        on_event: called with every :class:`~robustbench_ln.evaluation.Event`, for progress.
+
+    Returns: all rows of the run (of the folder, where there is one).
+
+    Raises:
+        UsageError: a name or number that is none, a mode no model can run, a folder of other settings.
+        InputError: a model or data set that cannot be used.
+        ResourceError: the folder cannot be written, a download is forbidden or fails.
+        TrustError: the data changed during the run.
+    """
+    with threads_of(threads):
+        plan = plan_run(
+            model,
+            data,
+            noise=noise,
+            sigma=sigma,
+            preset=preset,
+            range=range,
+            modes=modes,
+            group_size=group_size,
+            repeats=repeats,
+            seed=seed,
+            limit=limit,
+            batch_size=batch_size,
+            device=device,
+            arch=arch,
+            normalize=normalize,
+            trust=trust,
+            on_bad_image=on_bad_image,
+            resize=resize,
+            crop=crop,
+            interpolation=interpolation,
+            predictions=predictions,
+        )
+        return evaluate_plan(plan, out=out, workers=workers, on_event=on_event)
+
+
+def evaluate_plan(
+    plan: Plan,
+    *,
+    out: str | Path | None = None,
+    workers: int = 0,
+    on_event: Callable[[Event], None] | None = None,
+) -> Results:
+    """Carry out a plan; see :func:`evaluate`. However it ends, what is finished is saved."""
+    with open_run(Path(out) if out is not None else None, plan.manifest) as run:
+        try:
+            for event in evaluation.run(plan, run.get, workers=workers):
+                if isinstance(event, Finish):
+                    run.append(event.key, event.cell)
+                if on_event is not None:
+                    on_event(event)
+        finally:
+            # An interrupt passes through here: the documents then hold the rows that are done.
+            results = _collect(plan, run)
+            if isinstance(run, FolderRun) and len(results):
+                _write_everything(run, results)
+        return results
+
+
+def _collect(plan: Plan, run: Run) -> Results:
+    indices = np.sort(plan.order[: plan.limit].numpy())
+    rows = [cell.row for _, cell in run.cells()]
+    info = RunInfo(
+        lnbench_version=__version__,
+        created=run.manifest.created,
+        command=shlex.join(sys.argv),
+        seed=plan.seed,
+        limit=plan.manifest.limit,
+        precision=plan.manifest.precision,
+        torch=torch.__version__,
+        device=plan.device,
+        threads=torch.get_num_threads(),
+        batch_size=plan.batch_size,
+        order_sha256=plan.manifest.order_sha256,
+        warnings=[*run.manifest.warnings, *_doubts(plan, run, rows)],
+    )
+    return collect(run, info, (indices, plan.dataset.labels[indices]))
+
+
+def _doubts(plan: Plan, run: Run, rows: list[ResultRow]) -> list[str]:
+    """What the numbers themselves give reason to say: accuracies near chance, logits that are not finite."""
+    doubts = []
+    classes = run.manifest.data.classes
+    for model in run.manifest.models:
+        mine = [row for row in rows if row.model == model.id]
+        clean = {row.mode: row for row in mine if row.condition.kind == "clean"}
+        own = next((clean[mode] for mode in _OWN_MODES if mode in clean), None)
+        own = own or max(clean.values(), key=lambda row: row.accuracy, default=None)
+        if own is not None:
+            low, _ = wilson(own.counts.correct, own.counts.n)
+            if low < (1.2 if classes == 2 else 2.0) / classes:
+                doubts.append(
+                    f"{model.id}: clean accuracy {100 * own.accuracy:.1f} % ({own.mode}) is near chance "
+                    f"({100 / classes:.1f} %): wrong preprocessing, label order or checkpoint?"
+                )
+        lost = sum(row.extra.get("non_finite", 0) for row in mine)
+        if lost:
+            doubts.append(f"{model.id}: {lost} predictions had logits that are not finite and count as wrong")
+    return doubts
+
+
+def _write_everything(run: FolderRun, results: Results) -> None:
+    from robustbench_ln.reports.plots import save_plots
+
+    save(run, results)
+    summary = summarise(results.document, results.hits)
+    write_bytes(run.folder / "results.csv", csv.render(summary).encode())
+    save_plots(summary, run.folder)
+
+
+@contextmanager
+def threads_of(threads: int | None) -> Iterator[None]:
+    """Use that many threads in the block; None leaves the number alone."""
+    if threads is None:
+        yield
+        return
+    if threads < 1:
+        raise UsageError("--threads is too small", found=str(threads), hint="--threads 1 or more")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,126 @@
+"""The `lnbench` command: its subcommands, its errors, its exit codes. torch is imported by commands, not here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import click
+import typer
+
+from robustbench_ln.cli.eval import eval_command
+from robustbench_ln.cli.inspect import inspect_command
+from robustbench_ln.cli.list import list_command
+from robustbench_ln.errors import LnbenchError
+
+app = typer.Typer(
+    name="lnbench",
+    help="Measure how robust image classifiers are: noise, normalisation modes, accuracy curves.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("eval")(eval_command)
+app.command("inspect")(inspect_command)
+app.command("list")(list_command)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        import torch
+
+        from robustbench_ln._version import __version__
+
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        typer.echo(f"lnbench {__version__}, torch {torch.__version__}, {device}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[  # noqa: ARG001 - the callback acts on it
+        bool,
+        typer.Option("--version", help="Show the versions of lnbench and torch, and the device.", callback=_show_version),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    if debug:
+        os.environ["LNBENCH_DEBUG"] = "1"
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, on its way through the same clean-up as Ctrl-C."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+class _PlainFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {record.getMessage()}"
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with the exit code of SPEC: 0, 1 to 6, 130, 143."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PlainFormatter())
+    logging.getLogger("robustbench_ln").addHandler(handler)
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        result = app(standalone_mode=False)
+    except LnbenchError as error:
+        return _report(error, error.exit_code, error.what, error.found, error.hint)
+    except click.exceptions.NoArgsIsHelpError as error:
+        typer.echo(error.format_message())
+        return 0
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "lnbench"
+        return _report(error, 2, *_plain_words(error), f"{command} --help")
+    except click.ClickException as error:
+        return _report(error, 2, error.format_message(), "", "lnbench --help")
+    except _Terminated:
+        return 143
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except BrokenPipeError:
+        # The reader of stdout has gone (`lnbench eval … | head`); that is its right.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _report(error, 5, "the machine stands in the way", f"{error}", "free space, memory or permissions")
+    except MemoryError as error:
+        return _report(error, 5, "out of memory", str(error), "a smaller --batch-size")
+    return result if isinstance(result, int) else 0
+
+
+def _plain_words(error: click.UsageError) -> tuple[str, str]:
+    message = error.format_message().rstrip(".")
+    if isinstance(error, click.exceptions.NoSuchOption):
+        near = ", ".join(error.possibilities or [])
+        return f"no such option {error.option_name}", f"near matches: {near}" if near else error.option_name
+    what, _, found = message.partition(": ")
+    return (what, found) if found else (message, "")
+
+
+def _report(error: BaseException, code: int, what: str, found: str, hint: str) -> int:
+    if os.environ.get("LNBENCH_DEBUG"):
+        logging.getLogger("robustbench_ln").error("", exc_info=error)
+        import traceback
+
+        traceback.print_exception(error)
+    lines = [("error", what), ("found", found), ("try", hint)]
+    for label, text in lines:
+        # One line each, and inert: names in them may come from files.
+        inert = "".join(c if c.isprintable() else " " for c in text)
+        print(f"{label}: {inert or '-'}", file=sys.stderr)
+    return code

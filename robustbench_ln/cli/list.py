@@ -1,0 +1,73 @@
+"""`lnbench list`."""
+
+from __future__ import annotations
+
+import json as json_module
+from typing import Annotated
+
+import typer
+
+from robustbench_ln.cli.options import JsonOpt
+from robustbench_ln.errors import unknown_name
+
+_KINDS = ("modes", "noises", "ranges", "presets", "data", "architectures")
+Rows = list[dict[str, str]]
+
+
+def list_command(
+    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(_KINDS)}; all of them when left out.")] = "",
+    json: JsonOpt = False,
+) -> None:
+    """List what can be named: modes, noises, ranges, presets, data sets, architectures.
+
+    Examples:
+
+    - `lnbench list modes`
+
+    - `lnbench list presets --json`
+    """
+    if kind and kind not in _KINDS:
+        raise unknown_name("list", kind, _KINDS)
+    tables = {name: _rows(name) for name in ([kind] if kind else _KINDS)}
+    if json:
+        typer.echo(json_module.dumps(tables, indent=1))
+        return
+    from tabulate import tabulate
+
+    for name, rows in tables.items():
+        if not kind:
+            typer.echo(f"{name}\n")
+        typer.echo(tabulate(rows, headers="keys", tablefmt="plain", maxcolwidths=[None, 90]))
+        if not kind:
+            typer.echo("")
+
+
+def _rows(kind: str) -> Rows:
+    """The rows of one table."""
+    if kind == "modes":
+        from robustbench_ln.norms import EVAL_MODES
+
+        return [{"mode": mode.name, "what it does": mode.description} for mode in EVAL_MODES.values()]
+    if kind == "noises":
+        from robustbench_ln.corruptions import NOISES
+
+        return [{"noise": noise.name, "what it does": f"{noise.formula} ({noise.source})"} for noise in NOISES.values()]
+    if kind == "presets":
+        from robustbench_ln.corruptions import list_presets, load_preset
+
+        return [{"preset": name, "what it does": load_preset(name).description} for name in list_presets()]
+    if kind == "data":
+        from robustbench_ln.data import DATASETS
+
+        return [{"data": name, "what it is": _first_line(opener.__doc__)} for name, opener in DATASETS.items()]
+    if kind == "architectures":
+        from robustbench_ln.models import ARCHITECTURES
+
+        return [{"architecture": name, "what it is": one.description} for name, one in ARCHITECTURES.items()]
+    from robustbench_ln.types import RANGES
+
+    return [{"range": name, "what it does": text} for name, text in RANGES.items()]
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().split("\n")[0]

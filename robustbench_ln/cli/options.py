@@ -1,0 +1,149 @@
+"""Options that commands share, each spelled once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from robustbench_ln.errors import InputError, unknown_name
+
+_WHAT, _HOW, _RUN, _OUT = "What to evaluate", "How to evaluate", "The run", "Output"
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Make the options of a YAML file the defaults of this command."""
+    if path is None:
+        return None
+    import yaml
+
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read {path}", found=str(error).replace("\n", " "), hint="a YAML file") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} does not hold options", found=type(content).__name__, hint="lines such as `seed: 1`")
+    known = {name: parameter.name for parameter in context.command.params for name in parameter.opts if name[:2] == "--"}
+    defaults = {}
+    for key, value in content.items():
+        option = f"--{str(key).replace('_', '-')}"
+        if option not in known or option == "--config":
+            raise unknown_name("option", str(key), [name[2:] for name in known if name != "--config"])
+        parameter = next(one for one in context.command.params if one.name == known[option])
+        defaults[known[option]] = [str(value)] if parameter.multiple and not isinstance(value, list) else value
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return path
+
+
+ConfigOpt = Annotated[
+    Path | None,
+    typer.Option("--config", help="YAML file with any of these options.", is_eager=True, callback=_read_config),
+]
+ModelsOpt = Annotated[
+    list[str],
+    typer.Option(
+        "--model",
+        help="Checkpoint file, demo:bn, demo:ln, torchvision:NAME or python:package.module:factory. Repeat to compare.",
+        rich_help_panel=_WHAT,
+    ),
+]
+DataOpt = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="demo, imagefolder:DIR, npz:FILE, cifar10[:DIR] or cifar100[:DIR].",
+        rich_help_panel=_WHAT,
+    ),
+]
+NoiseOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--noise",
+        help="Noises by commas, each with its own grid or the common one: agn,mbn=0:0.5:0.1. [default: agn]",
+        rich_help_panel=_WHAT,
+    ),
+]
+SigmaOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--sigma",
+        help="Grid of the noises without one: start:stop:step, a list, or a number. [default: 0:1:0.25]",
+        rich_help_panel=_WHAT,
+    ),
+]
+PresetOpt = Annotated[
+    str | None,
+    typer.Option("--preset", help="A named set of noises, grids and range (lnbench list presets).", rich_help_panel=_WHAT),
+]
+RangeOpt = Annotated[
+    str,
+    typer.Option(
+        "--range", help="Noisy values outside [0, 1]: clip, rescale or none.", rich_help_panel=_WHAT
+    ),
+]
+ModesOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--modes",
+        help="Evaluation modes by commas, or all (lnbench list modes). [default: by network]",
+        rich_help_panel=_HOW,
+    ),
+]
+GroupSizeOpt = Annotated[
+    int | None,
+    typer.Option("--group-size", help="M, images that share statistics, for modes without :M.", rich_help_panel=_HOW),
+]
+ArchOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--arch", help="Architecture, or package.module:factory. [default: recognised]", rich_help_panel=_HOW
+    ),
+]
+NormalizeOpt = Annotated[
+    str,
+    typer.Option("--normalize", help="auto, imagenet, cifar10, half, none or 'MEAN;STD'.", rich_help_panel=_HOW),
+]
+TrustOpt = Annotated[
+    bool,
+    typer.Option("--trust", help="Allow model files that can run code when read.", rich_help_panel=_HOW),
+]
+BadImageOpt = Annotated[
+    str, typer.Option("--on-bad-image", help="Unreadable images: stop or skip.", rich_help_panel=_HOW)
+]
+ResizeOpt = Annotated[
+    int | None, typer.Option("--resize", help="Shorter side after resizing.", rich_help_panel=_HOW)
+]
+CropOpt = Annotated[int | None, typer.Option("--crop", help="Side of the centre crop.", rich_help_panel=_HOW)]
+InterpolationOpt = Annotated[
+    str | None, typer.Option("--interpolation", help="Of resizing. [default: bilinear]", rich_help_panel=_HOW)
+]
+SeedOpt = Annotated[int, typer.Option("--seed", help="Of everything random.", rich_help_panel=_RUN)]
+RepeatsOpt = Annotated[
+    int, typer.Option("--repeats", help="Redraws of each noisy condition's pixels.", rich_help_panel=_RUN)
+]
+LimitOpt = Annotated[
+    int | None, typer.Option("--limit", help="Score only the first N images of the shuffled order.", rich_help_panel=_RUN)
+]
+BatchSizeOpt = Annotated[
+    int, typer.Option("--batch-size", help="Images computed at once; changes no number.", rich_help_panel=_RUN)
+]
+DeviceOpt = Annotated[str, typer.Option("--device", help="auto, cpu, cuda[:i] or mps.", rich_help_panel=_RUN)]
+ThreadsOpt = Annotated[
+    int | None, typer.Option("--threads", help="Threads of a forward pass.", rich_help_panel=_RUN)
+]
+WorkersOpt = Annotated[
+    int, typer.Option("--workers", help="Processes that evaluate conditions side by side.", rich_help_panel=_RUN)
+]
+OutOpt = Annotated[
+    Path | None,
+    typer.Option("--out", help="Run folder. [default: runs/<model>-<data>]", rich_help_panel=_OUT),
+]
+JsonOpt = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document to stdout, nothing else.", rich_help_panel=_OUT)
+]
+QuietOpt = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.", rich_help_panel=_OUT)]
+NoPredictionsOpt = Annotated[
+    bool,
+    typer.Option("--no-predictions", help="Do not keep every image's prediction.", rich_help_panel=_OUT),
+]

@@ -1,0 +1,188 @@
+"""From what a user writes (`--noise mbn=0:0.5:0.1 --sigma 0:1:0.25`) to the list of conditions of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from robustbench_ln.corruptions.noise import NOISES
+from robustbench_ln.errors import InputError, UsageError, unknown_name
+from robustbench_ln.types import RANGES, Condition
+
+DEFAULT_SIGMAS = "0:1:0.25"
+_MAX_LEVELS = 10_000
+
+
+def constants_folder() -> Path:
+    """The folder `corruptions/` with suites and presets: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "_corruptions"
+    return inside if inside.is_dir() else package.parent / "corruptions"
+
+
+def parse_grid(text: str | float | Sequence[float], *, option: str = "--sigma") -> tuple[float, ...]:
+    """The levels a grid names, in the order written, without duplicates.
+
+    Args:
+        text: ``0:3:0.25`` (start:stop:step, stop included), ``0,0.5,1``, a single number, or mixtures by commas; a
+            number or a sequence of numbers is taken as it is.
+        option: what the error calls the grid.
+
+    Raises:
+        UsageError: a part is not a finite number at least 0, a step is not positive, or stop lies before start.
+    """
+    if not isinstance(text, str):
+        numbers = [text] if isinstance(text, int | float) else list(text)
+        text = ",".join(str(number) for number in numbers)
+    levels: dict[Decimal, None] = {}
+    for part in text.split(","):
+        for level in _parse_part(part.strip(), text, option):
+            levels[level] = None
+    return tuple(float(level) for level in levels)
+
+
+def _parse_part(part: str, whole: str, option: str) -> Iterable[Decimal]:
+    numbers = [_parse_number(piece, whole, option) for piece in part.split(":")]
+    if len(numbers) == 1:
+        return numbers
+    if len(numbers) != 3:
+        raise _grid_error(option, repr(part), whole)
+    start, stop, step = numbers
+    if step <= 0 or stop < start:
+        raise UsageError(
+            f"{option} {whole!r} names no levels",
+            found=f"start {start}, stop {stop}, step {step}",
+            hint="start:stop:step with start <= stop and a step above 0, such as 0:3:0.25",
+        )
+    count = int((stop - start) / step) + 1
+    if count > _MAX_LEVELS:
+        raise UsageError(f"{option} {whole!r} names too many levels", found=str(count), hint="a larger step")
+    # Decimal steps: 0.1 + 0.1 + 0.1 is 0.3 here, so that a level is the number the user wrote.
+    return [start + i * step for i in range(count)]
+
+
+def _parse_number(piece: str, whole: str, option: str) -> Decimal:
+    try:
+        number = Decimal(piece)
+    except InvalidOperation:
+        raise _grid_error(option, repr(piece), whole) from None
+    if not number.is_finite() or number < 0 or number > Decimal("1e6"):
+        raise _grid_error(option, str(piece), whole)
+    return abs(number)  # -0 is 0
+
+
+def _grid_error(option: str, found: str, whole: str) -> UsageError:
+    return UsageError(
+        f"{option} {whole!r} is not a grid of numbers from 0 to 1e6",
+        found=found,
+        hint="a number (0.5), a list (0,0.5,1) or start:stop:step (0:3:0.25)",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseRequest:
+    """One noise with its grid, as asked for."""
+
+    name: str
+    sigmas: tuple[float, ...]
+
+
+def parse_noises(noises: str | Iterable[str], sigma: str | float | Sequence[float] | None) -> list[NoiseRequest]:
+    """The noises that `--noise` names, each with its own grid or the common one.
+
+    Args:
+        noises: texts such as ``agn,apn`` and ``mbn=0:0.5:0.1``; a grid may itself hold commas (``mbn=0,0.1,apn``).
+        sigma: grid of the names without one; None for the default ``0:1:0.25``.
+
+    Raises:
+        UsageError: unknown noise, bad grid, a sigma above what the noise allows, or a noise named twice.
+    """
+    common = parse_grid(DEFAULT_SIGMAS if sigma is None else sigma)
+    grids: dict[str, str | None] = {}
+    for text in [noises] if isinstance(noises, str) else noises:
+        current: str | None = None
+        for token in (token.strip() for token in text.split(",")):
+            if current is not None and grids[current] is not None and token[:1] in "0123456789.-+":
+                grids[current] = f"{grids[current]},{token}"
+                continue
+            current, equals, grid = token.partition("=")
+            if current not in NOISES:
+                raise unknown_name("noise", current, NOISES)
+            if current in grids:
+                raise UsageError(f"noise {current!r} is named twice", found=text, hint="one grid with commas")
+            grids[current] = grid if equals else None
+    requests = []
+    for name, grid in grids.items():
+        sigmas = common if grid is None else parse_grid(grid, option=f"--noise {name}=")
+        too_large = [s for s in sigmas if s > NOISES[name].max_sigma]
+        if too_large:
+            raise UsageError(
+                f"sigma of {name} is a probability, at most {NOISES[name].max_sigma:g}",
+                found=f"{too_large[0]:g}",
+                hint=f"--noise {name}=0:{NOISES[name].max_sigma:g}:0.1",
+            )
+        requests.append(NoiseRequest(name, sigmas))
+    return requests
+
+
+def plan_conditions(requests: Iterable[NoiseRequest], *, range_policy: str = "clip", repeats: int = 1) -> list[Condition]:
+    """All conditions of a run, `clean` first.
+
+    Args:
+        requests: noises with their grids.
+        range_policy: ``clip``, ``rescale`` or ``none``.
+        repeats: how often the pixels of each noisy condition are redrawn, at least 1.
+    """
+    if range_policy not in RANGES:
+        raise unknown_name("range", range_policy, RANGES)
+    if repeats < 1:
+        raise UsageError("--repeats is a number of draws", found=str(repeats), hint="1 or more")
+    conditions = [Condition()]
+    for request in requests:
+        for sigma in request.sigmas:
+            # sigma 0 leaves every image as it is, so redrawing it would repeat the same row.
+            for repeat in range(repeats if sigma > 0 else 1):
+                conditions.append(Condition(request.name, sigma, range=range_policy, repeat=repeat))
+    return conditions
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A named set of noises, grids and range policy, such as the paper's figure 6."""
+
+    name: str
+    description: str
+    noises: dict[str, str]
+    range_policy: str
+
+    @property
+    def requests(self) -> list[NoiseRequest]:
+        """The preset's noises with their grids."""
+        return parse_noises([f"{name}={grid}" for name, grid in self.noises.items()], None)
+
+
+def list_presets() -> list[str]:
+    """Names of the presets in `corruptions/presets/`."""
+    return sorted(path.stem for path in (constants_folder() / "presets").glob("*.yaml"))
+
+
+def load_preset(name: str) -> Preset:
+    """Read a preset.
+
+    Raises:
+        UsageError: no such preset.
+        InputError: its file is not of the expected form.
+    """
+    if name not in list_presets():
+        raise unknown_name("preset", name, list_presets())
+    path = constants_folder() / "presets" / f"{name}.yaml"
+    content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        return Preset(name, content["description"], dict(content["noises"]), content["range"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path.name} is not a preset", found=repr(error), hint="reinstall lnbench") from None

@@ -1,0 +1,322 @@
+"""The engine: degrade once, predict under every mode, yield one counted row per (condition, model, mode).
+
+Images flow through in the visiting order. Every mode cuts that stream into units (the images that share statistics),
+and predicts whole units only, so who shares a batch never depends on how much is computed at once. Rows depend on the
+plan alone: nothing here prints, and nothing touches a file.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustbench_ln.corruptions import ImageRng, Ranges, add_noise, degrade, fingerprint, to_float
+from robustbench_ln.corruptions.degrade import FINGERPRINT_IMAGES
+from robustbench_ln.metrics.calibration import count, per_image
+from robustbench_ln.norms.modes import Schedule
+from robustbench_ln.norms.predict import Chance, decide, frozen_state, predict_logits
+from robustbench_ln.planning import Plan, PlannedModel
+from robustbench_ln.results import Cell
+from robustbench_ln.types import N_BINS, Condition, ResultRow
+
+Finished = Callable[[str], Cell | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        condition: at work, or just finished.
+        modes: names of the modes being predicted.
+        images: how many image predictions are newly done, all models and modes counted; rows that were finished
+            before count as well.
+    """
+
+    condition: Condition
+    modes: tuple[str, ...]
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """A row is done: its key and cell."""
+
+    key: str
+    cell: Cell
+
+
+Event = Progress | Finish
+
+
+def total_images(plan: Plan) -> int:
+    """How many image predictions a whole run counts; the sum of all :class:`Progress` images."""
+    return len(plan.conditions) * sum(len(one.schedules) for one in plan.models) * plan.limit
+
+
+def run(plan: Plan, finished: Finished, *, workers: int = 0) -> Iterator[Event]:
+    """Evaluate what is missing.
+
+    Args:
+        plan: from :func:`~robustbench_ln.planning.plan_run`.
+        finished: gives the cell of a key that is done already, else None. It must know the cells yielded so far.
+        workers: processes that evaluate conditions side by side; 0 for this process alone. Changes no number.
+
+    Yields: :class:`Progress` while it works and :class:`Finish` for every new row.
+    """
+    todo: list[tuple[Condition, list[_Task]]] = []
+    reused: list[Condition] = []
+    for condition in plan.conditions:
+        tasks = [
+            _Task(one, mode, plan.key(one, condition, mode)) for one in plan.models for mode in one.schedules
+        ]
+        missing = [task for task in tasks if finished(task.key) is None]
+        done = (len(tasks) - len(missing)) * plan.limit
+        if done:
+            yield Progress(condition, (), done)
+        if not missing:
+            continue
+        if condition.kind == "noise" and condition.level == 0:
+            reused.append(condition)
+        else:
+            todo.append((condition, missing))
+    if workers > 0 and len(todo) > 1:
+        yield from _run_in_processes(plan, todo, workers)
+    else:
+        for condition, missing in todo:
+            yield from _run_condition(plan, condition, missing)
+    for condition in reused:
+        yield from _reuse_clean(plan, condition, finished)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One row to be found: a model under a mode, and the row's key."""
+
+    model: PlannedModel
+    mode: Schedule
+    key: str
+
+
+def _reuse_clean(plan: Plan, condition: Condition, finished: Finished) -> Iterator[Event]:
+    """sigma 0 leaves every image as it is: its rows are those of `clean`."""
+    clean = next(other for other in plan.conditions if other.kind == "clean")
+    for one in plan.models:
+        for mode in one.schedules:
+            key = plan.key(one, condition, mode)
+            cell = finished(plan.key(one, clean, mode))
+            if finished(key) is None and cell is not None:
+                yield Finish(key, replace(cell, row=replace(cell.row, condition=condition, seconds=0.0)))
+                yield Progress(condition, (mode.mode.name,), plan.limit)
+
+
+def _run_condition(plan: Plan, condition: Condition, tasks: list[_Task]) -> Iterator[Event]:
+    """Degrade the stream of images once and let every task predict it."""
+    start = time.perf_counter()
+    ranges = find_ranges(plan, condition) if condition.range == "rescale" and condition.kind == "noise" else None
+    mark = _degraded(plan, condition, np.arange(min(FINGERPRINT_IMAGES, len(plan.dataset))), ranges)
+    digest = fingerprint(mark)
+    streams = [_Stream(plan, task) for task in tasks]
+    degrading = time.perf_counter() - start
+    n = len(plan.dataset)
+    for first in range(0, max(stream.end for stream in streams), plan.batch_size):
+        last = min(first + plan.batch_size, max(stream.end for stream in streams))
+        start = time.perf_counter()
+        indices = plan.order[torch.arange(first, last) % n].numpy()
+        images = _degraded(plan, condition, indices, ranges)
+        degrading += time.perf_counter() - start
+        for stream in streams:
+            scored = stream.feed(images, first)
+            yield Progress(condition, (stream.task.mode.mode.name,), scored)
+    for stream in streams:
+        extra = {"ranges": ranges.to_dict()} if ranges else {}
+        cell = stream.cell(condition, digest, degrading / len(streams), extra)
+        yield Finish(stream.task.key, cell)
+
+
+def _degraded(plan: Plan, condition: Condition, indices: np.ndarray, ranges: Ranges | None) -> Tensor:
+    images = plan.dataset.read(indices).to(plan.device)
+    return degrade(images, condition, torch.from_numpy(indices), plan.seed, ranges)
+
+
+def find_ranges(plan: Plan, condition: Condition) -> Ranges:
+    """Per-channel extremes of the clean and the noisy images over the whole data set, limited or not."""
+    channels = 3
+    low = [torch.full((channels,), float("inf")) for _ in range(2)]
+    high = [torch.full((channels,), float("-inf")) for _ in range(2)]
+    for first in range(0, len(plan.dataset), plan.batch_size):
+        indices = np.arange(first, min(first + plan.batch_size, len(plan.dataset)))
+        clean = to_float(plan.dataset.read(indices).to(plan.device))
+        noisy = add_noise(clean, condition, torch.from_numpy(indices), plan.seed)
+        for i, images in enumerate((noisy, clean)):
+            low[i] = torch.minimum(low[i], images.amin((0, 2, 3)).cpu())
+            high[i] = torch.maximum(high[i], images.amax((0, 2, 3)).cpu())
+    return Ranges(low[0], high[0], low[1], high[1])
+
+
+@dataclass
+class _Stream:
+    """One task's view of the stream of images: collects whole units, predicts them, keeps a score for every image."""
+
+    plan: Plan
+    task: _Task
+    pending: Tensor | None = None
+    predicted_to: int = 0
+    seconds: float = 0.0
+    batches: list[dict[str, np.ndarray]] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        """Position in the (wrapped) order where the last unit with a scored image ends."""
+        unit = self.task.mode.unit
+        return -(-self.plan.limit // unit) * unit
+
+    @property
+    def step(self) -> int:
+        """Images of one forward pass: as many whole units as the compute batch holds, at least one."""
+        unit = self.task.mode.unit
+        return max(1, self.plan.batch_size // (unit * (4 if self.task.mode.mode.rot90 else 1))) * unit
+
+    def feed(self, images: Tensor, first: int) -> int:
+        """Take images from position `first` on; returns how many scored images were predicted."""
+        start = time.perf_counter()
+        images = images[: max(self.end - first, 0)]
+        pending = images if self.pending is None else torch.cat((self.pending, images))
+        last = first + len(images) >= self.end
+        ready = len(pending) if last else len(pending) // self.step * self.step
+        before = min(self.predicted_to, self.plan.limit)
+        for part in pending[:ready].split(self.step):
+            if len(part):
+                self._predict(part)
+        self.pending = pending[ready:]
+        self.seconds += time.perf_counter() - start
+        return min(self.predicted_to, self.plan.limit) - before
+
+    def _predict(self, images: Tensor) -> None:
+        positions = torch.arange(self.predicted_to, self.predicted_to + len(images))
+        indices = self.plan.order[positions % len(self.plan.dataset)]
+        # Chance is keyed by image alone, so that every condition gives an image the same group.
+        group, tie = (
+            ImageRng(self.plan.seed, f"predict/{what}", indices).uniform(1)[:, 0] for what in ("group", "tie")
+        )
+        chance = Chance(group, tie)
+        network, schedule = self.task.model.classifier, self.task.mode
+        with frozen_state(network):
+            logits = predict_logits(network, network.network, images, schedule, chance.group)
+            made = decide(logits, chance.tie, n_bins=N_BINS)
+            if made.fragile.any():
+                made = decide(self._settled(logits, images, chance, made.fragile), chance.tie, n_bins=N_BINS)
+            log_probabilities = made.log_probabilities.cpu().numpy()
+            predicted = made.predicted.cpu().numpy()
+        scored = max(0, min(len(images), self.plan.limit - self.predicted_to))
+        self.predicted_to += len(images)
+        if not scored:
+            return
+        index = indices[:scored].numpy()
+        scores = per_image(log_probabilities[:scored], self.plan.dataset.labels[index])
+        batch = {"index": index, "predicted": predicted[:scored].astype(np.int32), **scores._asdict()}
+        self.batches.append({name: value for name, value in batch.items() if value is not None})
+
+    def _settled(self, logits: Tensor, images: Tensor, chance: Chance, fragile: Tensor) -> Tensor:
+        """`logits` with the units of fragile images predicted again, each alone and on one thread.
+
+        The last bits of a float32 forward pass differ between batch shapes and thread counts. Where they could change
+        a count, one fixed shape decides, so that results do not depend on the compute batch.
+        """
+        unit = self.task.mode.unit
+        network = self.task.model.classifier
+        logits = logits.clone()
+        with _threads(1):
+            for first in (fragile.view(-1, unit).any(1).nonzero()[:, 0] * unit).tolist():
+                part = slice(first, first + unit)
+                logits[:, part] = predict_logits(
+                    network, network.network, images[part], self.task.mode, chance.group[part]
+                )
+        return logits
+
+    def cell(self, condition: Condition, digest: str, degrading: float, extra: dict[str, object]) -> Cell:
+        """Count everything; images go back into data set order."""
+        merged = {name: np.concatenate([batch[name] for batch in self.batches]) for name in self.batches[0]}
+        by_index = merged.pop("index").argsort(kind="stable")
+        merged = {name: value[by_index] for name, value in merged.items()}
+        labels = self.plan.dataset.labels[np.sort(self.plan.order[: self.plan.limit].numpy())]
+        counts = count(
+            merged["predicted"], merged["confidence"], merged["nll"], merged["brier"], merged.get("top5"), labels
+        )
+        lost = int((merged["predicted"] < 0).sum())
+        row = ResultRow(
+            model=self.task.model.info.id,
+            mode=self.task.mode.mode.name,
+            condition=condition,
+            counts=counts,
+            fingerprint=digest,
+            images=self.task.mode.images,
+            seconds=round(self.seconds + degrading, 3),
+            extra=extra | ({"non_finite": lost} if lost else {}),
+        )
+        kept = slice(None) if self.plan.keep_predictions else slice(0)
+        return Cell(row, merged["predicted"][kept], merged["confidence"][kept])
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+_worker_plan: Plan | None = None
+
+
+def _start_worker(plan: Plan) -> None:
+    global _worker_plan
+    _worker_plan = plan
+    torch.set_num_threads(1)
+    # Ctrl-C reaches the whole process group; the parent decides what becomes of the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _work(index: int, keys: frozenset[str]) -> list[Finish]:
+    assert _worker_plan is not None
+    plan = _worker_plan
+    condition = plan.conditions[index]
+    tasks = [_Task(one, mode, plan.key(one, condition, mode)) for one in plan.models for mode in one.schedules]
+    events = _run_condition(plan, condition, [task for task in tasks if task.key in keys])
+    return [event for event in events if isinstance(event, Finish)]
+
+
+def _run_in_processes(plan: Plan, todo: list[tuple[Condition, list[_Task]]], workers: int) -> Iterator[Event]:
+    """Conditions side by side; rows come as they are done."""
+    # spawn: a forked child would inherit torch's thread pools and CUDA contexts in an undefined state.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_start_worker, initargs=(plan,))
+    futures: dict[Future[list[Finish]], Condition] = {}
+    try:
+        for condition, missing in todo:
+            keys = frozenset(task.key for task in missing)
+            futures[pool.submit(_work, plan.conditions.index(condition), keys)] = condition
+        for future in as_completed(futures):
+            finishes = future.result()
+            yield from finishes
+            names = tuple(dict.fromkeys(finish.cell.row.mode for finish in finishes))
+            yield Progress(futures[future], names, len(finishes) * plan.limit)
+    except BaseException:
+        for process in (pool._processes or {}).values():
+            os.kill(process.pid, signal.SIGTERM)  # type: ignore[arg-type]
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+

@@ -1,0 +1,100 @@
+"""What a file is, by its content: the suffix may be anything."""
+
+from __future__ import annotations
+
+import codecs
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+from robustbench_ln.errors import InputError
+
+FileKind = Literal["zip", "legacy", "safetensors"]
+
+# A pickled number that torch.save wrote first of all before it wrote zip archives (PyTorch 1.5 and earlier).
+_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_SAVE_AGAIN = "save the state dict: torch.save(network.state_dict(), 'model.pt')"
+_AGAIN = "download it again"
+
+# First bytes (of text: lower case, without leading blanks), what they mean, what to do.
+_REFUSED = (
+    (b"version https://git-lfs", "a Git LFS pointer: the weights themselves were not fetched", "git lfs pull"),
+    (b"<!doctype html", "an HTML page: the download failed", _AGAIN),
+    (b"<html", "an HTML page: the download failed", _AGAIN),
+    (b"<?xml", "an XML page: the download failed", _AGAIN),
+    (b"\x89hdf", "an HDF5 file, as Keras writes", "a PyTorch checkpoint"),
+    (b"\x1f\x8b", "a gzip archive", "unpack it first"),
+    (b"\x80", "a Python pickle that torch.save did not write", _SAVE_AGAIN),
+)
+
+
+def file_kind(path: Path) -> FileKind:
+    """How a checkpoint file was written.
+
+    Returns: ``zip`` (torch.save), ``legacy`` (torch.save before 1.6) or ``safetensors``.
+
+    Raises:
+        InputError: the file is something else; the likely cause is named.
+    """
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if not head:
+        raise refused(path, "an empty file", "download or copy it again")
+    if head.startswith(b"PK\x03\x04"):
+        return _zip_kind(path)
+    if head.startswith(_LEGACY):
+        return "legacy"
+    if _is_safetensors(head):
+        return "safetensors"
+    start = head.lstrip().lower()
+    for magic, what, hint in _REFUSED:
+        if start.startswith(magic):
+            raise refused(path, what, hint)
+    if head[257:262] == b"ustar":
+        raise refused(path, "a tar archive", "unpack it first")
+    # A protobuf message: field 1 (ir_version) is a small number, and the producer is named near the start.
+    if head[0] == 0x08 and (path.suffix == ".onnx" or b"pytorch" in head[:64] or b"onnx" in head[:64]):
+        raise refused(path, "an ONNX network, which is not read yet", _in_python("onnx"))
+    if _is_text(head):
+        json = start.startswith((b"{", b"["))
+        raise refused(path, "JSON text, not weights" if json else "a text file, not weights", _AGAIN)
+    raise refused(path, "no format of checkpoints that lnbench knows", _SAVE_AGAIN)
+
+
+def refused(path: Path, found: str, hint: str) -> InputError:
+    """The error for a file that holds no checkpoint that can be read."""
+    return InputError(f"{path.name} is not a checkpoint that can be read", found=found, hint=hint)
+
+
+def _zip_kind(path: Path) -> FileKind:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # Everything lies in one folder, which is named after the file it was first saved to.
+            names = {name.partition("/")[2] for name in archive.namelist()}
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        raise refused(path, "a zip archive that is cut short or damaged", _AGAIN) from None
+    if "constants.pkl" in names:
+        raise refused(path, "a TorchScript archive, which is not read yet", _in_python("torch.jit.load"))
+    if names & {"archive_format", "models/model.json"}:
+        raise refused(path, "a torch.export archive (.pt2), which is not read yet", _in_python("torch.export.load"))
+    if "data.pkl" not in names:
+        raise refused(path, "a zip archive that torch.save did not write", "unpack it, or save the state dict")
+    return "zip"
+
+
+def _in_python(reader: str) -> str:
+    return f"--model python:package.module:factory, with a factory that reads it ({reader}) and returns a module"
+
+
+def _is_safetensors(head: bytes) -> bool:
+    # Eight bytes of header length, then the header, which is JSON.
+    return head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < 100_000_000
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        # Incremental, for the last character may be cut in two.
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return all(character.isprintable() or character.isspace() for character in text)

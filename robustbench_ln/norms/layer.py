@@ -1,0 +1,177 @@
+"""LocalNorm layers, and the one function that normalises for every method and evaluation mode.
+
+All methods of Yin et al. (2021), section 3, differ in three things only: which images share statistics, where the
+statistics come from, and which affine row an image gets. :class:`Layout` says those three; BatchNorm is K = 1 with
+running statistics, Dynamic BatchNorm K = 1 with live ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_ln.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the images of one forward pass are normalised.
+
+    Attributes:
+        set_size: every `set_size` consecutive images share statistics; None for the frozen running statistics.
+        rows: affine row (LocalNorm group) of each set; None for row 0 everywhere.
+        source_weight: N of ``bn-adapt``: how many images' weight the running statistics keep beside the live ones.
+    """
+
+    set_size: int | None
+    rows: tuple[int, ...] | None = None
+    source_weight: int = 0
+
+
+def normalise(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    layout: Layout,
+    running: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> Tensor:
+    """``gamma * (x - mu) / sqrt(var + eps) + beta`` per channel, with biased variance.
+
+    Args:
+        x: ``(B, C)`` or ``(B, C, *spatial)``; B is a multiple of the layout's set size.
+        weight: gamma, ``(C,)`` or ``(K, C)``; None for 1.
+        bias: beta, of the same shape; None for 0.
+        eps: added to the variance, inside the square root.
+        layout: which images share statistics, and their affine rows.
+        running: running mean and variance, ``(C,)`` each; needed without a set size or with a source weight.
+
+    Returns: as `x`.
+    """
+    rows = layout.rows
+    if layout.set_size is None:
+        return _batch_norm(x, _row(weight, 0), _row(bias, 0), eps, *running)
+    sets = x.split(layout.set_size)
+    if layout.set_size == 1 and layout.source_weight == 0:
+        # Sets of one image: channels of all images side by side in a single image, one kernel call for all.
+        chosen = torch.tensor(rows or (0,) * len(sets), device=x.device)
+        folded = x.reshape(1, -1, *(x.shape[2:] or (1,)))
+        return _batch_norm(folded, _rows(weight, chosen), _rows(bias, chosen), eps).reshape(x.shape)
+    done = []
+    for i, part in enumerate(sets):
+        row = rows[i] if rows else 0
+        statistics = _mixed(part, running, layout.source_weight) if layout.source_weight else (None, None)
+        done.append(_batch_norm(part, _row(weight, row), _row(bias, row), eps, *statistics))
+    return done[0] if len(done) == 1 else torch.cat(done)
+
+
+def _row(parameter: Tensor | None, row: int) -> Tensor | None:
+    return parameter if parameter is None or parameter.dim() == 1 else parameter[row]
+
+
+def _rows(parameter: Tensor | None, rows: Tensor) -> Tensor | None:
+    if parameter is None:
+        return None
+    return (parameter.expand(len(rows), -1) if parameter.dim() == 1 else parameter[rows]).reshape(-1)
+
+
+def _mixed(part: Tensor, running: tuple[Tensor | None, Tensor | None], source: int) -> tuple[Tensor, Tensor]:
+    """(N source + M test) / (N + M), for mean and variance (Schneider et al., NeurIPS 2020, equation 2)."""
+    mean, var = running
+    assert mean is not None
+    assert var is not None
+    axes = [axis for axis in range(part.dim()) if axis != 1]
+    live_var, live_mean = torch.var_mean(part.float(), dim=axes, correction=0)
+    images = len(part)
+    total = source + images
+    return (source * mean + images * live_mean) / total, (source * var + images * live_var) / total
+
+
+def _batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+) -> Tensor:
+    # torch.batch_norm, not nn.functional's: that one refuses one value a channel (a single image, 1x1 feature map),
+    # which is a defined case here: zero variance, so the result is beta.
+    return torch.batch_norm(x, weight, bias, mean, var, mean is None, 0.0, eps, torch.backends.cudnn.enabled)
+
+
+class LocalNorm(nn.Module):
+    """LocalNorm over any number of spatial dimensions (Yin et al. 2021, section 3).
+
+    A batch is cut into K contiguous groups, each with its own statistics and its own gamma and beta. There are no
+    running statistics: statistics always come from the images passed.
+
+    Args:
+        num_features: C.
+        n_groups: K.
+        eps: added to the variance, inside the square root.
+        affine: whether gamma and beta, of shape ``(K, C)``, are learned.
+
+    In ``train()`` a batch that K does not divide raises :class:`UsageError`. In ``eval()`` groups are cut as
+    ``torch.tensor_split`` does, so a batch of B < K images uses groups 0 to B - 1.
+
+    Attributes:
+        layout: set by an evaluation mode (`robustbench_ln.norms.using`) to cut the batch another way; None otherwise.
+    """
+
+    layout: Layout | None = None
+
+    def __init__(self, num_features: int, n_groups: int, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__()
+        if num_features < 1 or n_groups < 1:
+            raise UsageError(
+                "LocalNorm needs at least one feature and one group",
+                found=f"num_features {num_features}, n_groups {n_groups}",
+                hint="LocalNorm2d(num_features=64, n_groups=8)",
+            )
+        self.num_features, self.n_groups, self.eps, self.affine = num_features, n_groups, eps, affine
+        for name, fill in (("weight", 1.0), ("bias", 0.0)):
+            value = nn.Parameter(torch.full((n_groups, num_features), fill)) if affine else None
+            self.register_parameter(name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``(B, C, *spatial)``; returns the same shape."""
+        self._check(x)
+        if self.layout is not None:
+            return normalise(x, self.weight, self.bias, self.eps, self.layout)
+        if self.training and len(x) % self.n_groups:
+            raise UsageError(
+                "a training batch must be a multiple of LocalNorm's number of groups",
+                found=f"{len(x)} images for K = {self.n_groups}",
+                hint="a batch size that K divides, and drop_last=True in the data loader",
+            )
+        if len(x) % self.n_groups == 0:
+            layout = Layout(len(x) // self.n_groups, tuple(range(self.n_groups)))
+            return normalise(x, self.weight, self.bias, self.eps, layout)
+        parts = [part for part in x.tensor_split(self.n_groups) if len(part)]
+        done = [
+            normalise(part, self.weight, self.bias, self.eps, Layout(len(part), (k,))) for k, part in enumerate(parts)
+        ]
+        return torch.cat(done)
+
+    def _check(self, x: Tensor) -> None:
+        if x.dim() < 2 or x.shape[1] != self.num_features or len(x) == 0:
+            raise ValueError(f"expected (B, {self.num_features}, ...) with B > 0, found {tuple(x.shape)}")
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows between the parentheses."""
+        return f"{self.num_features}, n_groups={self.n_groups}, eps={self.eps}, affine={self.affine}"
+
+
+class LocalNorm1d(LocalNorm):
+    """LocalNorm for ``(B, C)`` or ``(B, C, L)``."""
+
+
+class LocalNorm2d(LocalNorm):
+    """LocalNorm for ``(B, C, H, W)``."""
+
+
+class LocalNorm3d(LocalNorm):
+    """LocalNorm for ``(B, C, D, H, W)``."""

@@ -1,0 +1,351 @@
+"""From a request to a plan: everything is named, loaded and checked before the first forward pass."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustbench_ln.corruptions import (
+    KERNEL_VERSION,
+    ImageRng,
+    load_preset,
+    parse_noises,
+    plan_conditions,
+    to_float,
+)
+from robustbench_ln.data import Dataset, open_dataset
+from robustbench_ln.errors import InputError, UsageError, unknown_name
+from robustbench_ln.models import Classifier, LoadedModel, choose_preprocessing, load_model, parse_normalize, wrap_module
+from robustbench_ln.norms import NetworkNorms, choose_modes, frozen_state, parse_mode
+from robustbench_ln.norms.modes import Schedule, schedule
+from robustbench_ln.results import Manifest, row_key
+from robustbench_ln.types import Condition, DataInfo, ModelInfo
+
+PROBE_IMAGES = 512
+DEFAULT_NOISES = ("agn",)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedModel:
+    """A model ready to predict.
+
+    Attributes:
+        info: what a run records of it.
+        classifier: takes images in [0, 1], returns logits.
+        schedules: the modes it is evaluated under.
+    """
+
+    info: ModelInfo
+    classifier: Classifier
+    schedules: tuple[Schedule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that a run needs; picklable, so that worker processes can have it.
+
+    Attributes:
+        models: the models with their modes.
+        dataset: the images.
+        conditions: what is done to them, ``clean`` first.
+        order: ``(N,)`` int64, the visiting order of the whole data set.
+        limit: how many images of the order are scored.
+        seed: of everything random.
+        batch_size: images computed at once; changes no number.
+        device: where the forward passes run.
+        manifest: what a run folder records.
+        keep_predictions: whether every image's class and confidence are kept.
+    """
+
+    models: tuple[PlannedModel, ...]
+    dataset: Dataset
+    conditions: tuple[Condition, ...]
+    order: Tensor
+    limit: int
+    seed: int
+    batch_size: int
+    device: str
+    manifest: Manifest
+    keep_predictions: bool = True
+
+    def key(self, model: PlannedModel, condition: Condition, mode: Schedule) -> str:
+        """Name of a row: a digest of all that can change its numbers."""
+        digest = model.info.id.rpartition("@")[2]
+        manifest = self.manifest
+        where = (manifest.data.sha256, manifest.seed, manifest.limit, manifest.precision)
+        return row_key([KERNEL_VERSION, *where, digest, mode.identity, condition.to_dict(), self.keep_predictions])
+
+
+def visiting_order(seed: int, n: int) -> Tensor:
+    """``(n,)`` int64: the seeded shuffled order in which images are visited, the same on every machine."""
+    words = ImageRng(seed, "order", torch.arange(n)).words(2).to(torch.int64)
+    return ((words[:, 0] << 32) | (words[:, 1] & 0xFFFFFFFF)).argsort(stable=True)
+
+
+def choose_device(name: str) -> str:
+    """The device that ``auto`` stands for, or `name` where it can be used.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    kind, _, index = name.partition(":")
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(mps)}.get(kind, 0)
+    if not re.fullmatch(r"(cpu|mps|cuda(:\d+)?)", name) or int(index or 0) >= count:
+        found = f"{torch.cuda.device_count()} CUDA devices, MPS {'present' if mps else 'absent'}"
+        raise UsageError(f"device {name!r} cannot be used", found=found, hint="--device auto, cpu, cuda, cuda:1 or mps")
+    return name
+
+
+def plan_run(
+    model: str | nn.Module | Sequence[str | nn.Module],
+    data: str | Dataset = "demo",
+    *,
+    noise: str | Iterable[str] | None = None,
+    sigma: str | float | Sequence[float] | None = None,
+    preset: str | None = None,
+    range: str = "clip",
+    modes: str | Iterable[str] | None = None,
+    group_size: int | None = None,
+    repeats: int = 1,
+    seed: int = 0,
+    limit: int | None = None,
+    batch_size: int = 128,
+    device: str = "auto",
+    arch: str | None = None,
+    normalize: str = "auto",
+    trust: bool = False,
+    on_bad_image: str = "stop",
+    resize: int | None = None,
+    crop: int | None = None,
+    interpolation: str | None = None,
+    predictions: bool = True,
+) -> Plan:
+    """Name, load and check everything; see :func:`robustbench_ln.evaluate` for the arguments.
+
+    Names and numbers are checked before any file is read, files before any image is degraded.
+
+    Raises:
+        UsageError: a name or number that is none, or a mode that none of the models can run.
+        InputError: a model or data set that cannot be used.
+    """
+    conditions, names = _check_words(noise, sigma, preset, range, modes, repeats, group_size)
+    _check_numbers(seed=seed, limit=limit, batch_size=batch_size, group_size=group_size)
+    fixed = parse_normalize(normalize)
+    target = choose_device(device)
+
+    requested = [model] if isinstance(model, str | nn.Module) else list(model)
+    if not requested:
+        raise UsageError("no model was named", hint="--model demo:bn")
+    loaded = [
+        load_model(one, arch=arch, trust=trust) if isinstance(one, str) else wrap_module(one) for one in requested
+    ]
+    zoo = next((one.geometry for one in loaded if one.geometry), None) if resize is None and crop is None else None
+    dataset = (
+        data
+        if isinstance(data, Dataset)
+        else open_dataset(
+            data,
+            on_bad_image=on_bad_image,
+            resize=zoo.resize if zoo else resize,
+            crop=zoo.crop if zoo else crop,
+            interpolation=zoo.interpolation if zoo and interpolation is None else interpolation,
+        )
+    )
+    order = visiting_order(seed, len(dataset))
+    warnings = list(dataset.warnings)
+    probe = _probe_images(dataset, order)
+    planned: list[PlannedModel] = []
+    skipped: list[str] = []
+    for one in loaded:
+        warnings += one.warnings
+        _check_classes(one, dataset)
+        info, classifier, said = _prepare(one, normalize, fixed, probe)
+        warnings += said
+        twin = next((other for other in planned if other.info.id.rpartition("@")[2] == info.id.rpartition("@")[2]), None)
+        if twin:
+            warnings.append(f"{one.source} has the content of {twin.info.source} and is evaluated once")
+            continue
+        norms = NetworkNorms.of(one.network, one.group_size)
+        schedules = []
+        for mode in choose_modes(names, norms, group_size=group_size):
+            refusal = norms.refusal(mode)
+            if refusal:
+                skipped.append(f"{info.id}: mode {mode.name} is skipped, {refusal}")
+                continue
+            made = schedule(mode, norms, len(dataset))
+            schedules.append(made)
+            if made.warning:
+                warnings.append(f"{info.id}: {made.warning}")
+        if len(dataset.classes) < info.num_classes:
+            warnings.append(f"{info.id} has {info.num_classes} logits, the data has {len(dataset.classes)} classes")
+        planned.append(PlannedModel(info, classifier.to(target), _without_twins(schedules)))
+    if names is not None:
+        _check_every_mode_runs(names, planned, loaded, group_size)
+    if limit is not None and limit >= len(dataset):
+        limit = None
+    info_ = DataInfo(
+        dataset.id,
+        dataset.source,
+        dataset.sha256,
+        len(dataset),
+        len(dataset.classes),
+        image_size=dataset.image_size,
+        geometry=dataset.geometry,
+    )
+    ran = dict.fromkeys(made.mode.name for one in planned for made in one.schedules)
+    manifest = Manifest(
+        data=info_,
+        seed=seed,
+        limit=limit,
+        precision="fp32",
+        order_sha256=hashlib.sha256(order.numpy().astype("<i8").tobytes()).hexdigest(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        models=tuple(one.info for one in planned),
+        modes=tuple(ran),
+        conditions=tuple(conditions),
+        warnings=tuple(dict.fromkeys(warnings + skipped)),
+    )
+    scored = len(dataset) if limit is None else limit
+    return Plan(
+        tuple(planned), dataset, tuple(conditions), order, scored, seed, batch_size, target, manifest, predictions
+    )
+
+
+def _check_words(
+    noise: str | Iterable[str] | None,
+    sigma: str | float | Sequence[float] | None,
+    preset: str | None,
+    range_policy: str,
+    modes: str | Iterable[str] | None,
+    repeats: int,
+    group_size: int | None,
+) -> tuple[list[Condition], list[str] | None]:
+    """Conditions and mode names, with everything that can be checked from words alone."""
+    if preset is not None:
+        if noise is not None or sigma is not None:
+            raise UsageError("a preset brings its own noises and grids", found="--noise or --sigma", hint="one of them")
+        chosen = load_preset(preset)
+        conditions = plan_conditions(chosen.requests, range_policy=chosen.range_policy, repeats=repeats)
+    else:
+        requests = parse_noises(DEFAULT_NOISES if noise is None else noise, sigma)
+        conditions = plan_conditions(requests, range_policy=range_policy, repeats=repeats)
+    if modes is None:
+        return conditions, None
+    texts = [modes] if isinstance(modes, str) else list(modes)
+    names = list(dict.fromkeys(name.strip() for text in texts for name in text.split(",")))
+    for name in names:
+        if name != "all":
+            parse_mode(name, group_size=group_size)
+    return conditions, names
+
+
+def _check_numbers(*, seed: int, limit: int | None, batch_size: int, group_size: int | None) -> None:
+    for option, value, least in (
+        ("--seed", seed, 0),
+        ("--limit", limit, 1),
+        ("--batch-size", batch_size, 1),
+        ("--group-size", group_size, 1),
+    ):
+        if value is not None and value < least:
+            raise UsageError(f"{option} is too small", found=str(value), hint=f"{option} {least} or more")
+
+
+def _check_classes(one: LoadedModel, dataset: Dataset) -> None:
+    highest = int(dataset.labels.max()) + 1
+    if highest > one.num_classes:
+        raise InputError(
+            f"{one.source} has too few classes for the data",
+            found=f"{one.num_classes} logits, labels up to {highest - 1} ({len(dataset.classes)} classes)",
+            hint="a model trained for this data set",
+        )
+
+
+def _probe_images(dataset: Dataset, order: Tensor) -> tuple[Tensor, Tensor]:
+    indices = np.sort(order[:PROBE_IMAGES].numpy())
+    return to_float(dataset.read(indices)), torch.from_numpy(dataset.labels[indices])
+
+
+def _prepare(
+    one: LoadedModel,
+    normalize: str,
+    fixed: tuple[tuple[float, ...], tuple[float, ...]] | None,
+    probe: tuple[Tensor, Tensor],
+) -> tuple[ModelInfo, Classifier, list[str]]:
+    """Settle a model's preprocessing: as asked, as its file says, or as clean images tell."""
+    warnings: list[str] = []
+    if fixed is not None:
+        (mean, std), why = fixed, f"--normalize {normalize}"
+    elif one.mean is not None:
+        mean, std, why = one.mean, one.std or (), one.preprocessing
+    else:
+        with frozen_state(one.network):
+            choice = choose_preprocessing(one.network, *probe)
+        mean, std, why = choice.mean, choice.std, choice.text
+        warnings.append(f"{one.source}: preprocessing was found by trial: {choice.text}")
+    identity = repr((one.sha256, one.arch, tuple(mean), tuple(std), one.group_size))
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    norms = NetworkNorms.of(one.network, one.group_size)
+    info = ModelInfo(
+        id=f"{one.label}@{digest}",
+        source=one.source,
+        sha256=one.sha256,
+        arch=one.arch,
+        norm=norms.kind,
+        n_groups=norms.n_groups if norms.kind == "ln" else None,
+        group_size=norms.default_images if norms.kind == "ln" else None,
+        mean=tuple(mean),
+        std=tuple(std),
+        preprocessing=why,
+        num_classes=one.num_classes,
+    )
+    return info, Classifier(one.network, mean, std), warnings
+
+
+def _without_twins(schedules: list[Schedule]) -> tuple[Schedule, ...]:
+    """Without those that another name for the same thing has already asked for."""
+    return tuple({made.identity: made for made in reversed(schedules)}.values())[::-1]
+
+
+def _check_every_mode_runs(
+    names: list[str], planned: list[PlannedModel], loaded: list[LoadedModel], group_size: int | None
+) -> None:
+    ran = {made.identity.split(":")[0] for one in planned for made in one.schedules}
+    for name in names:
+        if name != "all" and parse_mode(name).name.split(":")[0] not in ran:
+            fit = dict.fromkeys(
+                mode.name for one in loaded for mode in NetworkNorms.of(one.network, one.group_size).all_modes()
+            )
+            error = unknown_name("mode", name, fit)
+            norms = NetworkNorms.of(loaded[0].network, loaded[0].group_size)
+            reason = norms.refusal(parse_mode(name, group_size=group_size))
+            raise UsageError(
+                f"none of the models can run mode {name!r}",
+                found=f"{loaded[0].source}: {reason}",
+                hint=error.hint,
+            )
+
+
+def with_device(plan: Plan, device: str) -> Plan:
+    """The same plan with its models on another device."""
+    models = tuple(replace(one, classifier=one.classifier.to(device)) for one in plan.models)
+    return replace(plan, models=models, device=device)
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """The facts of a plan that a user may want to see before it runs."""
+    return {
+        "cells": len(plan.conditions) * sum(len(one.schedules) for one in plan.models),
+        "images": plan.limit,
+        "models": [one.info.id for one in plan.models],
+    }

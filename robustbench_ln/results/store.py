@@ -1,0 +1,273 @@
+"""A run's finished rows: one checksummed file a row, so that a kill at any moment loses none.
+
+    OUT/run.json            what the run is: data, seed, limit, precision, models, order of everything
+    OUT/rows/KEY.row        a finished row with its predictions; KEY is a digest of all that can change its numbers
+    OUT/results.json …      made from the rows when a command ends
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from robustbench_ln.errors import InputError, ResourceError, UsageError
+from robustbench_ln.results.files import write_bytes
+from robustbench_ln.types import Condition, Counts, DataInfo, ModelInfo, ResultRow
+
+log = logging.getLogger("robustbench_ln")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A finished row and what it was counted from.
+
+    Attributes:
+        row: the counted row.
+        predicted: ``(n,)`` int32 class of each scored image in data set order; -1 where there were no finite logits.
+        confidence: ``(n,)`` float32 top probability. Both are empty where predictions were not kept.
+    """
+
+    row: ResultRow
+    predicted: NDArray[np.int32]
+    confidence: NDArray[np.float32]
+
+    def to_bytes(self) -> bytes:
+        """A line with the SHA-256 of all that follows, a line of JSON, then the two arrays, little-endian."""
+        row = asdict(self.row) | {"condition": self.row.condition.to_dict()}
+        head = json.dumps({"row": row, "n": len(self.predicted)}, allow_nan=False, sort_keys=True)
+        body = head.encode() + b"\n" + self.predicted.astype("<i4").tobytes() + self.confidence.astype("<f4").tobytes()
+        return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Cell:
+        """The inverse of :meth:`to_bytes`.
+
+        Raises:
+            ValueError: the content is not what was written.
+        """
+        digest, _, body = content.partition(b"\n")
+        if hashlib.sha256(body).hexdigest().encode() != digest:
+            raise ValueError("checksum does not match")
+        head, _, arrays = body.partition(b"\n")
+        meta = json.loads(head)
+        n = meta["n"]
+        counts = {key: tuple(v) if isinstance(v, list) else v for key, v in meta["row"]["counts"].items()}
+        condition = Condition.from_dict(meta["row"]["condition"])
+        row = ResultRow(**{**meta["row"], "condition": condition, "counts": Counts(**counts)})
+        predicted = np.frombuffer(arrays, "<i4", n).astype(np.int32)
+        return cls(row, predicted, np.frombuffer(arrays, "<f4", n, offset=4 * n).astype(np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a run folder is. The first four fields are fixed; the rest grows when commands add to the folder.
+
+    Attributes:
+        data: the data set.
+        seed: of everything random.
+        limit: how many images are scored; None for all.
+        precision: of the forward passes.
+        order_sha256: digest of the visiting order.
+        created: when the folder was made, ISO 8601, UTC.
+        models: every model evaluated into the folder.
+        modes: mode names in the order first asked for.
+        conditions: conditions in the order first asked for.
+        warnings: everything a reader should know.
+    """
+
+    data: DataInfo
+    seed: int
+    limit: int | None
+    precision: str
+    order_sha256: str
+    created: str
+    models: tuple[ModelInfo, ...] = ()
+    modes: tuple[str, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def extended(self, other: Manifest) -> Manifest:
+        """This manifest with what `other` adds.
+
+        Raises:
+            UsageError: `other` has another data set, seed, limit or precision.
+        """
+        for name, mine, theirs in (
+            ("data", self.data.sha256, other.data.sha256),
+            ("seed", self.seed, other.seed),
+            ("limit", self.limit, other.limit),
+            ("precision", self.precision, other.precision),
+        ):
+            if mine != theirs:
+                shown = f"{self.data.source} ({mine[:12]})" if name == "data" and isinstance(mine, str) else mine
+                asked = f"{other.data.source} ({theirs[:12]})" if name == "data" and isinstance(theirs, str) else theirs
+                raise UsageError(
+                    f"the run folder holds results of another {name}",
+                    found=f"{name} {shown} in the folder, {asked} asked for",
+                    hint="another --out, or the folder's own settings",
+                )
+        known = {model.id for model in self.models}
+        return replace(
+            self,
+            models=self.models + tuple(model for model in other.models if model.id not in known),
+            modes=tuple(dict.fromkeys(self.modes + other.modes)),
+            conditions=tuple(dict.fromkeys(self.conditions + other.conditions)),
+            warnings=tuple(dict.fromkeys(self.warnings + other.warnings)),
+        )
+
+    def sort_key(self, row: ResultRow) -> tuple[int, int, int]:
+        """Where a row stands among the others: by model, condition, mode, each in the order first asked for."""
+        ids = [model.id for model in self.models]
+        return ids.index(row.model), self.conditions.index(row.condition), self.modes.index(row.mode)
+
+    def to_json(self) -> bytes:
+        """The content of ``run.json``."""
+        value = asdict(self) | {"conditions": [condition.to_dict() for condition in self.conditions]}
+        return json.dumps({"schema_version": 1, **value}, indent=1, allow_nan=False).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Manifest:
+        """The inverse of :meth:`to_json`; raises ValueError, KeyError or TypeError for anything else."""
+        value = json.loads(content)
+        return cls(
+            **{field.name: value[field.name] for field in fields(cls)}
+            | {
+                "data": DataInfo(**_tuples(value["data"])),
+                "models": tuple(ModelInfo(**_tuples(model)) for model in value["models"]),
+                "modes": tuple(value["modes"]),
+                "conditions": tuple(Condition.from_dict(condition) for condition in value["conditions"]),
+                "warnings": tuple(value["warnings"]),
+            }
+        )
+
+
+def _tuples(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+
+
+class MemoryRun:
+    """Rows kept in memory, for a caller that wants no folder."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._cells: dict[str, Cell] = {}
+
+    def get(self, key: str) -> Cell | None:
+        """The finished cell of `key`, or None."""
+        return self._cells.get(key)
+
+    def append(self, key: str, cell: Cell) -> None:
+        """Keep a finished cell."""
+        self._cells[key] = cell
+
+    def cells(self) -> Iterator[tuple[str, Cell]]:
+        """Every finished cell with its key, sorted as the manifest says."""
+        yield from sorted(self._cells.items(), key=lambda item: self.manifest.sort_key(item[1].row))
+
+
+class FolderRun:
+    """Rows in a folder; see the module's head. Made by :func:`open_run`."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._rows = folder / "rows"
+
+    def get(self, key: str) -> Cell | None:
+        """The finished cell of `key`, or None when there is none or its file is damaged."""
+        path = self._rows / f"{key}.row"
+        try:
+            return Cell.from_bytes(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError):
+            log.warning("a damaged row is evaluated again: %s", path)
+            return None
+
+    def append(self, key: str, cell: Cell) -> None:
+        """Keep a finished cell on disk."""
+        write_bytes(self._rows / f"{key}.row", cell.to_bytes())
+
+    def cells(self) -> Iterator[tuple[str, Cell]]:
+        """Every finished cell with its key, sorted as the manifest says; one is read at a time."""
+        order = []
+        for path in self._rows.glob("*.row"):
+            cell = self.get(path.stem)
+            if cell is not None:
+                order.append((self.manifest.sort_key(cell.row), path.stem))
+        for _, key in sorted(order):
+            cell = self.get(key)
+            if cell is not None:
+                yield key, cell
+
+
+Run = MemoryRun | FolderRun
+
+
+@contextmanager
+def open_run(folder: Path | None, manifest: Manifest) -> Iterator[Run]:
+    """A place for rows, locked while it is open; a second command on the same folder waits.
+
+    Args:
+        folder: where rows are kept; None keeps them in memory.
+        manifest: what this command evaluates.
+
+    Raises:
+        UsageError: `folder` is a file, holds something else, or holds a run of other settings.
+        InputError: its ``run.json`` cannot be read.
+        ResourceError: the folder cannot be written.
+    """
+    if folder is None:
+        yield MemoryRun(manifest)
+        return
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("--out must be a folder", found=f"a file at {folder}", hint="another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("waiting for another lnbench that is writing to %s", folder)
+            lock.acquire()
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write to {folder}", found=error.strerror or str(error), hint="another --out"
+        ) from error
+    try:
+        path = folder / "run.json"
+        if path.exists():
+            manifest = _read_manifest(path).extended(manifest)
+        elif any(entry.name != ".lock" for entry in folder.iterdir()):
+            raise UsageError(
+                "--out is a folder with other things in it",
+                found=f"{folder} without run.json",
+                hint="an empty or new folder",
+            )
+        write_bytes(path, manifest.to_json())
+        yield FolderRun(folder, manifest)
+    finally:
+        lock.release()
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        return Manifest.from_json(path.read_bytes())
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not the record of a run", found=repr(error)[:200], hint="another --out, or remove the folder"
+        ) from None
+
+
+def row_key(parts: Iterable[object]) -> str:
+    """A digest of everything that can change a row's numbers, as a file name."""
+    return hashlib.sha256(json.dumps(list(parts), default=str).encode()).hexdigest()[:32]
