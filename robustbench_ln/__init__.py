@@ -1,9 +1,9 @@
 """lnbench: how robust image classifiers are, under noise, corruptions and every normalisation mode.
 
-    >>> from robustbench_ln import evaluate
-    >>> results = evaluate("demo:ln", noise="agn", sigma="0:1:0.5", limit=100)
-    >>> results.accuracy("ln-batch", "agn", 0.5)  # doctest: +SKIP
-    0.78
+>>> from robustbench_ln import evaluate
+>>> results = evaluate("demo:ln", noise="agn", sigma="0:1:0.5", limit=100)
+>>> results.accuracy("ln-batch", "agn", 0.5)  # doctest: +SKIP
+0.78
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ def evaluate(
     """Measure accuracy under noise, for every evaluation mode, on the same degraded images.
 
     Args:
-        model: what ``--model`` takes (a file, ``demo:bn``, ``torchvision:resnet18``, ``python:package.module:factory``),
-            a module that returns logits, or several of them.
+        model: what ``--model`` takes (a file, ``demo:bn``, ``torchvision:resnet18``,
+            ``python:package.module:factory``), a module that returns logits, or several of them.
         data: what ``--data`` takes (``demo``, ``cifar10``, ``imagefolder:DIR``, ``npz:FILE``), or a data set.
         noise: names with or without a grid (``"agn,mbn=0:0.5:0.1"``); ``agn`` when left out.
         sigma: grid of the noises without one (``"0:3:0.25"``, a number, or numbers).
@@ -162,12 +162,12 @@ def _collect(plan: Plan, run: Run) -> Results:
         threads=torch.get_num_threads(),
         batch_size=plan.batch_size,
         order_sha256=plan.manifest.order_sha256,
-        warnings=[*run.manifest.warnings, *_doubts(plan, run, rows)],
+        warnings=[*run.manifest.warnings, *_doubts(run, rows)],
     )
     return collect(run, info, (indices, plan.dataset.labels[indices]))
 
 
-def _doubts(plan: Plan, run: Run, rows: list[ResultRow]) -> list[str]:
+def _doubts(run: Run, rows: list[ResultRow]) -> list[str]:
     """What the numbers themselves give reason to say: accuracies near chance, logits that are not finite."""
     doubts = []
     classes = run.manifest.data.classes

@@ -1,11 +1,11 @@
 """The errors lnbench raises on purpose; each carries what a user needs to go on, and the exit code of the CLI.
 
-    LnbenchError
-    ├── UsageError           2  the request is wrong: unknown name, value out of range, mode that no model can run
-    ├── InputError           3  a file or data set is unreadable, hostile, incomplete, or of the wrong kind
-    ├── IncompleteError      4  rows are failed or missing
-    ├── ResourceError        5  disk, memory, permission, missing extra, network forbidden
-    └── TrustError           6  numbers that must not be trusted or compared
+LnbenchError
+├── UsageError           2  the request is wrong: unknown name, value out of range, mode that no model can run
+├── InputError           3  a file or data set is unreadable, hostile, incomplete, or of the wrong kind
+├── IncompleteError      4  rows are failed or missing
+├── ResourceError        5  disk, memory, permission, missing extra, network forbidden
+└── TrustError           6  numbers that must not be trusted or compared
 """
 
 from __future__ import annotations

@@ -77,9 +77,7 @@ def run(plan: Plan, finished: Finished, *, workers: int = 0) -> Iterator[Event]:
     todo: list[tuple[Condition, list[_Task]]] = []
     reused: list[Condition] = []
     for condition in plan.conditions:
-        tasks = [
-            _Task(one, mode, plan.key(one, condition, mode)) for one in plan.models for mode in one.schedules
-        ]
+        tasks = [_Task(one, mode, plan.key(one, condition, mode)) for one in plan.models for mode in one.schedules]
         missing = [task for task in tasks if finished(task.key) is None]
         done = (len(tasks) - len(missing)) * plan.limit
         if done:
@@ -109,7 +107,7 @@ class _Task:
 
 
 def _reuse_clean(plan: Plan, condition: Condition, finished: Finished) -> Iterator[Event]:
-    """sigma 0 leaves every image as it is: its rows are those of `clean`."""
+    """Sigma 0 leaves every image as it is: its rows are those of `clean`."""
     clean = next(other for other in plan.conditions if other.kind == "clean")
     for one in plan.models:
         for mode in one.schedules:
@@ -139,7 +137,7 @@ def _run_condition(plan: Plan, condition: Condition, tasks: list[_Task]) -> Iter
             scored = stream.feed(images, first)
             yield Progress(condition, (stream.task.mode.mode.name,), scored)
     for stream in streams:
-        extra = {"ranges": ranges.to_dict()} if ranges else {}
+        extra: dict[str, object] = {"ranges": ranges.to_dict()} if ranges else {}
         cell = stream.cell(condition, digest, degrading / len(streams), extra)
         yield Finish(stream.task.key, cell)
 
@@ -195,7 +193,7 @@ class _Stream:
         last = first + len(images) >= self.end
         ready = len(pending) if last else len(pending) // self.step * self.step
         before = min(self.predicted_to, self.plan.limit)
-        for part in pending[:ready].split(self.step):
+        for part in torch.split(pending[:ready], self.step):
             if len(part):
                 self._predict(part)
         self.pending = pending[ready:]
@@ -205,6 +203,7 @@ class _Stream:
     def _predict(self, images: Tensor) -> None:
         positions = torch.arange(self.predicted_to, self.predicted_to + len(images))
         indices = self.plan.order[positions % len(self.plan.dataset)]
+        labels = torch.from_numpy(self.plan.dataset.labels[indices.numpy()])
         # Chance is keyed by image alone, so that every condition gives an image the same group.
         group, tie = (
             ImageRng(self.plan.seed, f"predict/{what}", indices).uniform(1)[:, 0] for what in ("group", "tie")
@@ -213,18 +212,22 @@ class _Stream:
         network, schedule = self.task.model.classifier, self.task.mode
         with frozen_state(network):
             logits = predict_logits(network, network.network, images, schedule, chance.group)
-            made = decide(logits, chance.tie, n_bins=N_BINS)
+            made = decide(logits, chance.tie, labels, n_bins=N_BINS)
             if made.fragile.any():
-                made = decide(self._settled(logits, images, chance, made.fragile), chance.tie, n_bins=N_BINS)
+                settled = self._settled(logits, images, chance, made.fragile)
+                made = decide(settled, chance.tie, labels, n_bins=N_BINS)
             log_probabilities = made.log_probabilities.cpu().numpy()
             predicted = made.predicted.cpu().numpy()
         scored = max(0, min(len(images), self.plan.limit - self.predicted_to))
         self.predicted_to += len(images)
         if not scored:
             return
-        index = indices[:scored].numpy()
-        scores = per_image(log_probabilities[:scored], self.plan.dataset.labels[index])
-        batch = {"index": index, "predicted": predicted[:scored].astype(np.int32), **scores._asdict()}
+        scores = per_image(log_probabilities[:scored], labels[:scored].numpy())
+        batch = {
+            "index": indices[:scored].numpy(),
+            "predicted": predicted[:scored].astype(np.int32),
+            **scores._asdict(),
+        }
         self.batches.append({name: value for name, value in batch.items() if value is not None})
 
     def _settled(self, logits: Tensor, images: Tensor, chance: Chance, fragile: Tensor) -> Tensor:
@@ -319,4 +322,3 @@ def _run_in_processes(plan: Plan, todo: list[tuple[Condition, list[_Task]]], wor
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-

@@ -23,7 +23,14 @@ from robustbench_ln.corruptions import (
 )
 from robustbench_ln.data import Dataset, open_dataset
 from robustbench_ln.errors import InputError, UsageError, unknown_name
-from robustbench_ln.models import Classifier, LoadedModel, choose_preprocessing, load_model, parse_normalize, wrap_module
+from robustbench_ln.models import (
+    Classifier,
+    LoadedModel,
+    choose_preprocessing,
+    load_model,
+    parse_normalize,
+    wrap_module,
+)
 from robustbench_ln.norms import NetworkNorms, choose_modes, frozen_state, parse_mode
 from robustbench_ln.norms.modes import Schedule, schedule
 from robustbench_ln.results import Manifest, row_key
@@ -172,7 +179,9 @@ def plan_run(
         _check_classes(one, dataset)
         info, classifier, said = _prepare(one, normalize, fixed, probe)
         warnings += said
-        twin = next((other for other in planned if other.info.id.rpartition("@")[2] == info.id.rpartition("@")[2]), None)
+        twin = next(
+            (other for other in planned if other.info.id.rpartition("@")[2] == info.id.rpartition("@")[2]), None
+        )
         if twin:
             warnings.append(f"{one.source} has the content of {twin.info.source} and is evaluated once")
             continue

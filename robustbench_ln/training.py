@@ -1,7 +1,7 @@
 """Training a classifier, from scratch or from a checkpoint, as BatchNorm or LocalNorm network.
 
-    python -m robustbench_ln.training --arch demo-net --data demo --epochs 20 --out bn.safetensors
-    python -m robustbench_ln.training --model resnet20.th --data imagefolder:train --groups 8 --epochs 4 --out ln.safetensors
+python -m robustbench_ln.training --arch demo-net --data demo --epochs 20 --out bn.safetensors
+python -m robustbench_ln.training --model bn.safetensors --data demo --groups 4 --epochs 8 --out ln.safetensors
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def train(classifier: nn.Module, data: Dataset, recipe: Recipe) -> Iterator[Epoc
     )
     steps = len(data) // recipe.batch_size
     total = steps * recipe.epochs
-    labels = torch.from_numpy(data.labels)
+    labels = torch.tensor(data.labels)
     classifier.train()
     for epoch in range(recipe.epochs):
         start = time.perf_counter()
@@ -110,7 +110,7 @@ def train(classifier: nn.Module, data: Dataset, recipe: Recipe) -> Iterator[Epoc
                     hint="a smaller learning rate",
                 )
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
             optimiser.step()
             loss_sum += loss.item()
             hits += float((logits.argmax(1) == labels[indices]).float().mean())
@@ -119,7 +119,9 @@ def train(classifier: nn.Module, data: Dataset, recipe: Recipe) -> Iterator[Epoc
 
 def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Decay for matrices and kernels only; LocalNorm's (K, C) parameters are told from matrices by their layer."""
-    local = {id(p) for layer in network.modules() if hasattr(layer, "n_groups") for p in layer.parameters(recurse=False)}
+    local = {
+        id(p) for layer in network.modules() if hasattr(layer, "n_groups") for p in layer.parameters(recurse=False)
+    }
     decayed = [p for p in network.parameters() if p.dim() > 1 and id(p) not in local]
     rest = [p for p in network.parameters() if p.dim() <= 1 or id(p) in local]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
@@ -141,7 +143,9 @@ def _augment(images: Tensor, rng: ImageRng, recipe: Recipe) -> Tensor:
         top, left = rng.integers(2 * recipe.crop + 1, 2).unbind(1)
         rows, columns = top[:, None] + torch.arange(h), left[:, None] + torch.arange(w)
         batch = torch.arange(len(images))[:, None, None]
-        images = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+        images = (
+            padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+        )
     return images
 
 

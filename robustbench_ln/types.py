@@ -14,7 +14,7 @@ Images: TypeAlias = "Tensor"
 Kind = Literal["clean", "noise", "corruption"]
 RANGES = {
     "clip": "values outside [0, 1] become 0 or 1",
-    "rescale": "per channel, the noisy data set's range is mapped to the clean one's, as the paper's released code does",
+    "rescale": "per channel, the noisy data set's range is mapped to the clean one's, as in the released code",
     "none": "values stay as they are",
 }
 N_BINS = 15  # equal-width confidence bins of the expected calibration error

@@ -280,7 +280,8 @@ def test_a_grid_has_every_step_exactly(start: int, count: int, step: int) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["-1", "nan", "inf", "a", "", "0:1", "0:1:0", "1:0:0.1", "0:1:-0.1", "0:1:0.1:2", "0,,1", "0:1e9:0.001", "1e99"]
+    "text",
+    ["-1", "nan", "inf", "a", "", "0:1", "0:1:0", "1:0:0.1", "0:1:-0.1", "0:1:0.1:2", "0,,1", "0:1e9:0.001", "1e99"],
 )
 def test_a_bad_grid_is_refused(text: str) -> None:
     with pytest.raises(UsageError):

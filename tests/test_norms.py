@@ -149,7 +149,15 @@ def np_logits(network: nn.Module, images: Array, mode: str, m: int, k: int, grou
 
 
 BN_MODES = ["bn", "dynbn-batch:5", "dynbn-single", "dynbn-single+rot90", "bn-adapt:0:5", "bn-adapt:16:5"]
-LN_MODES = ["ln-single", "ln-single+rot90", "ln-single-vote", "ln-single-vote+rot90", "ln-batch:5", "ln-voting:5", "native"]
+LN_MODES = [
+    "ln-single",
+    "ln-single+rot90",
+    "ln-single-vote",
+    "ln-single-vote+rot90",
+    "ln-batch:5",
+    "ln-voting:5",
+    "native",
+]
 
 
 @pytest.mark.parametrize("mode", BN_MODES + LN_MODES)
@@ -231,7 +239,9 @@ def test_groups_of_one_image_equal_instancenorm() -> None:
     assert torch.allclose(LocalNorm2d(5, 6)(x), nn.InstanceNorm2d(5)(x), atol=1e-6)
 
 
-@pytest.mark.parametrize(("layer", "shape"), [(LocalNorm1d, (8, 5)), (LocalNorm1d, (8, 5, 7)), (LocalNorm3d, (8, 5, 2, 3, 4))])
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(LocalNorm1d, (8, 5)), (LocalNorm1d, (8, 5, 7)), (LocalNorm3d, (8, 5, 2, 3, 4))]
+)
 def test_localnorm_works_in_one_and_three_dimensions(layer: type[LocalNorm], shape: tuple[int, ...]) -> None:
     x = torch.randn(shape)
     out = layer(5, 2)(x)
@@ -246,7 +256,9 @@ def test_localnorm_has_exact_gradients() -> None:
     layer = LocalNorm2d(3, 2).double()
     nn.init.uniform_(layer.weight)
     x = torch.randn(4, 3, 3, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, w, b: normalise(x, w, b, 1e-5, Layout(2, (0, 1))), (x, layer.weight, layer.bias))
+    assert torch.autograd.gradcheck(
+        lambda x, w, b: normalise(x, w, b, 1e-5, Layout(2, (0, 1))), (x, layer.weight, layer.bias)
+    )
 
 
 def test_a_training_batch_must_be_a_multiple_of_the_groups() -> None:
@@ -284,7 +296,9 @@ class BatchNormAct2d(nn.BatchNorm2d):
         self.drop, self.act = nn.Identity(), nn.Tanh()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, self.eps)
+        x = nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, self.eps
+        )
         return self.act(self.drop(x))
 
 
@@ -382,7 +396,10 @@ def test_a_mode_is_named_as_the_user_names_it(name: str) -> None:
     assert parse_mode(text).name == text
 
 
-@pytest.mark.parametrize("text", ["bn-adapt", "bn:3", "ln-single:4", "dynbn-batch:0", "ln-batch:x", "ln-batch:4:4", "native:2", "dynbn-batch:"])
+@pytest.mark.parametrize(
+    "text",
+    ["bn-adapt", "bn:3", "ln-single:4", "dynbn-batch:0", "ln-batch:x", "ln-batch:4:4", "native:2", "dynbn-batch:"],
+)
 def test_a_mode_with_wrong_numbers_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_mode(text)
@@ -431,7 +448,10 @@ def test_two_names_for_one_thing_have_one_identity() -> None:
     short, long = (schedule(parse_mode(name), norms, 1000) for name in ("dynbn-batch", "dynbn-batch:128"))
     assert short.identity == long.identity
     assert short.identity != schedule(parse_mode("dynbn-batch:64"), norms, 1000).identity
-    assert schedule(parse_mode("bn-adapt:1:8"), norms, 1000).identity != schedule(parse_mode("bn-adapt:2:8"), norms, 1000).identity
+    assert (
+        schedule(parse_mode("bn-adapt:1:8"), norms, 1000).identity
+        != schedule(parse_mode("bn-adapt:2:8"), norms, 1000).identity
+    )
 
 
 def test_rotations_are_clockwise_and_need_squares() -> None:
@@ -452,35 +472,44 @@ def one_hot(*classes: int, n: int = 4) -> Tensor:
 
 def test_the_majority_wins_whatever_the_draw() -> None:
     for tie in (0.0, 0.5, 0.99):
-        assert decide(one_hot(2, 1, 2), torch.tensor([tie]), n_bins=15).predicted.tolist() == [2]
+        assert decide(one_hot(2, 1, 2), torch.tensor([tie]), torch.tensor([0]), n_bins=15).predicted.tolist() == [2]
 
 
 def test_ties_are_broken_by_the_draw_evenly() -> None:
     draws = torch.linspace(0, 0.999, 300)
     logits = one_hot(3, 1, 3, 1).expand(-1, 300, -1)
-    predicted = decide(logits, draws, n_bins=15).predicted
+    predicted = decide(logits, draws, torch.zeros(300, dtype=torch.int64), n_bins=15).predicted
     assert set(predicted.tolist()) == {1, 3}
     assert int((predicted == 1).sum()) == 150
 
 
 def test_probabilities_are_the_mean_of_the_passes() -> None:
     logits = torch.randn(5, 6, 4, dtype=torch.float64)
-    made = decide(logits, torch.zeros(6), n_bins=15)
+    made = decide(logits, torch.zeros(6), torch.zeros(6, dtype=torch.int64), n_bins=15)
     assert torch.allclose(made.log_probabilities.exp(), logits.softmax(-1).mean(0), atol=1e-12)
 
 
 def test_a_pass_without_finite_logits_has_no_vote() -> None:
     logits = one_hot(2, 1)
     logits[1, 0, 0] = float("nan")
-    assert decide(logits, torch.zeros(1), n_bins=15).predicted.tolist() == [2]
+    assert decide(logits, torch.zeros(1), torch.zeros(1, dtype=torch.int64), n_bins=15).predicted.tolist() == [2]
     logits[0, 0, 0] = float("inf")
-    made = decide(logits, torch.zeros(1), n_bins=15)
+    made = decide(logits, torch.zeros(1), torch.zeros(1, dtype=torch.int64), n_bins=15)
     assert made.predicted.tolist() == [-1]
     assert torch.allclose(made.log_probabilities.exp(), torch.full((1, 4), 0.25, dtype=torch.float64))
 
 
 def test_near_ties_and_bin_edges_are_marked_fragile() -> None:
     logits = torch.tensor([[[1.0, 1.00001, 0], [3.0, 1, 0]]], dtype=torch.float64)
-    assert decide(logits, torch.zeros(2), n_bins=15).fragile.tolist() == [True, False]
+    assert decide(logits, torch.zeros(2), torch.zeros(2, dtype=torch.int64), n_bins=15).fragile.tolist() == [
+        True,
+        False,
+    ]
     edge = torch.tensor([[[np.log(0.6), np.log(0.4)], [np.log(0.62), np.log(0.38)]]])
-    assert decide(edge, torch.zeros(2), n_bins=15).fragile.tolist() == [True, False]
+    assert decide(edge, torch.zeros(2), torch.zeros(2, dtype=torch.int64), n_bins=15).fragile.tolist() == [True, False]
+
+
+def test_a_near_tie_at_the_fifth_place_is_fragile_only_where_the_label_is_in_it() -> None:
+    logits = torch.tensor([9.0, 8, 7, 6, 5, 5 + 1e-6, 1], dtype=torch.float64).expand(1, 3, 7)
+    made = decide(logits, torch.zeros(3), torch.tensor([4, 5, 0]), n_bins=15)
+    assert made.fragile.tolist() == [True, True, False]

@@ -6,10 +6,10 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from types import FrameType
 from typing import Annotated, NoReturn
 
-import click
 import typer
 
 from robustbench_ln.cli.eval import eval_command
@@ -45,7 +45,9 @@ def _show_version(value: bool) -> None:
 def _common(
     version: Annotated[  # noqa: ARG001 - the callback acts on it
         bool,
-        typer.Option("--version", help="Show the versions of lnbench and torch, and the device.", callback=_show_version),
+        typer.Option(
+            "--version", help="Show the versions of lnbench and torch, and the device.", callback=_show_version
+        ),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -53,11 +55,15 @@ def _common(
         os.environ["LNBENCH_DEBUG"] = "1"
 
 
+# typer carries its own copy of click in newer versions; its public exceptions lead to the right base class in all.
+_ClickException: type[BaseException] = typer.BadParameter.__mro__[2]
+
+
 class _Terminated(KeyboardInterrupt):
     """SIGTERM, on its way through the same clean-up as Ctrl-C."""
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the signature of a signal handler
     raise _Terminated
 
 
@@ -80,17 +86,15 @@ def _run() -> int:
         result = app(standalone_mode=False)
     except LnbenchError as error:
         return _report(error, error.exit_code, error.what, error.found, error.hint)
-    except click.exceptions.NoArgsIsHelpError as error:
-        typer.echo(error.format_message())
-        return 0
-    except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else "lnbench"
-        return _report(error, 2, *_plain_words(error), f"{command} --help")
-    except click.ClickException as error:
-        return _report(error, 2, error.format_message(), "", "lnbench --help")
+    except _ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(str(error))
+            return 0
+        context = getattr(error, "ctx", None)
+        return _report(error, 2, *_plain_words(error), f"{context.command_path if context else 'lnbench'} --help")
     except _Terminated:
         return 143
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:
         # The reader of stdout has gone (`lnbench eval … | head`); that is its right.
@@ -103,23 +107,20 @@ def _run() -> int:
     return result if isinstance(result, int) else 0
 
 
-def _plain_words(error: click.UsageError) -> tuple[str, str]:
-    message = error.format_message().rstrip(".")
-    if isinstance(error, click.exceptions.NoSuchOption):
+def _plain_words(error: BaseException) -> tuple[str, str]:
+    """What typer found wrong with the command line, in our two lines."""
+    if hasattr(error, "possibilities"):
         near = ", ".join(error.possibilities or [])
-        return f"no such option {error.option_name}", f"near matches: {near}" if near else error.option_name
+        return f"no such option {getattr(error, 'option_name', '')}", f"near matches: {near}" if near else ""
+    message = error.format_message().rstrip(".") if hasattr(error, "format_message") else str(error)
     what, _, found = message.partition(": ")
-    return (what, found) if found else (message, "")
+    return what, found
 
 
 def _report(error: BaseException, code: int, what: str, found: str, hint: str) -> int:
     if os.environ.get("LNBENCH_DEBUG"):
-        logging.getLogger("robustbench_ln").error("", exc_info=error)
-        import traceback
-
         traceback.print_exception(error)
-    lines = [("error", what), ("found", found), ("try", hint)]
-    for label, text in lines:
+    for label, text in (("error", what), ("found", found), ("try", hint)):
         # One line each, and inert: names in them may come from files.
         inert = "".join(c if c.isprintable() else " " for c in text)
         print(f"{label}: {inert or '-'}", file=sys.stderr)

@@ -73,7 +73,6 @@ def eval_command(
     the curves as PNG and SVG, and every image's prediction.
 
     Examples:
-
     - `lnbench eval --model demo:bn --model demo:ln --noise agn --sigma 0:3:0.25`
 
     - `lnbench eval --model ckpt.pt --data imagefolder:photos/test --noise agn,apn --noise mbn=0:0.5:0.1`

@@ -26,7 +26,6 @@ def inspect_command(
     """Say what a model file is: container, architecture, norm layers, the modes it can run, preprocessing.
 
     Examples:
-
     - `lnbench inspect ckpt.pt`
 
     - `lnbench inspect demo:ln --json`
@@ -34,7 +33,9 @@ def inspect_command(
     - `lnbench inspect ckpt.pt --normalize cifar10 --probe images.npy --logits logits.json`
     """
     if (probe is None) != (logits is None):
-        raise UsageError("--probe and --logits go together", found="one of them", hint="--probe X.npy --logits OUT.json")
+        raise UsageError(
+            "--probe and --logits go together", found="one of them", hint="--probe X.npy --logits OUT.json"
+        )
     from robustbench_ln.inspection import inspect_model, probe_logits
     from robustbench_ln.models import load_model
 

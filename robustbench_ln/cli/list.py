@@ -21,7 +21,6 @@ def list_command(
     """List what can be named: modes, noises, ranges, presets, data sets, architectures.
 
     Examples:
-
     - `lnbench list modes`
 
     - `lnbench list presets --json`

@@ -24,7 +24,9 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         raise InputError(f"cannot read {path}", found=str(error).replace("\n", " "), hint="a YAML file") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} does not hold options", found=type(content).__name__, hint="lines such as `seed: 1`")
-    known = {name: parameter.name for parameter in context.command.params for name in parameter.opts if name[:2] == "--"}
+    known = {
+        name: parameter.name for parameter in context.command.params for name in parameter.opts if name[:2] == "--"
+    }
     defaults = {}
     for key, value in content.items():
         option = f"--{str(key).replace('_', '-')}"
@@ -74,13 +76,13 @@ SigmaOpt = Annotated[
 ]
 PresetOpt = Annotated[
     str | None,
-    typer.Option("--preset", help="A named set of noises, grids and range (lnbench list presets).", rich_help_panel=_WHAT),
+    typer.Option(
+        "--preset", help="A named set of noises, grids and range (lnbench list presets).", rich_help_panel=_WHAT
+    ),
 ]
 RangeOpt = Annotated[
     str,
-    typer.Option(
-        "--range", help="Noisy values outside [0, 1]: clip, rescale or none.", rich_help_panel=_WHAT
-    ),
+    typer.Option("--range", help="Noisy values outside [0, 1]: clip, rescale or none.", rich_help_panel=_WHAT),
 ]
 ModesOpt = Annotated[
     list[str] | None,
@@ -96,9 +98,7 @@ GroupSizeOpt = Annotated[
 ]
 ArchOpt = Annotated[
     str | None,
-    typer.Option(
-        "--arch", help="Architecture, or package.module:factory. [default: recognised]", rich_help_panel=_HOW
-    ),
+    typer.Option("--arch", help="Architecture, or package.module:factory. [default: recognised]", rich_help_panel=_HOW),
 ]
 NormalizeOpt = Annotated[
     str,
@@ -111,9 +111,7 @@ TrustOpt = Annotated[
 BadImageOpt = Annotated[
     str, typer.Option("--on-bad-image", help="Unreadable images: stop or skip.", rich_help_panel=_HOW)
 ]
-ResizeOpt = Annotated[
-    int | None, typer.Option("--resize", help="Shorter side after resizing.", rich_help_panel=_HOW)
-]
+ResizeOpt = Annotated[int | None, typer.Option("--resize", help="Shorter side after resizing.", rich_help_panel=_HOW)]
 CropOpt = Annotated[int | None, typer.Option("--crop", help="Side of the centre crop.", rich_help_panel=_HOW)]
 InterpolationOpt = Annotated[
     str | None, typer.Option("--interpolation", help="Of resizing. [default: bilinear]", rich_help_panel=_HOW)
@@ -123,15 +121,14 @@ RepeatsOpt = Annotated[
     int, typer.Option("--repeats", help="Redraws of each noisy condition's pixels.", rich_help_panel=_RUN)
 ]
 LimitOpt = Annotated[
-    int | None, typer.Option("--limit", help="Score only the first N images of the shuffled order.", rich_help_panel=_RUN)
+    int | None,
+    typer.Option("--limit", help="Score only the first N images of the shuffled order.", rich_help_panel=_RUN),
 ]
 BatchSizeOpt = Annotated[
     int, typer.Option("--batch-size", help="Images computed at once; changes no number.", rich_help_panel=_RUN)
 ]
 DeviceOpt = Annotated[str, typer.Option("--device", help="auto, cpu, cuda[:i] or mps.", rich_help_panel=_RUN)]
-ThreadsOpt = Annotated[
-    int | None, typer.Option("--threads", help="Threads of a forward pass.", rich_help_panel=_RUN)
-]
+ThreadsOpt = Annotated[int | None, typer.Option("--threads", help="Threads of a forward pass.", rich_help_panel=_RUN)]
 WorkersOpt = Annotated[
     int, typer.Option("--workers", help="Processes that evaluate conditions side by side.", rich_help_panel=_RUN)
 ]

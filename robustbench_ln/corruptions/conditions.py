@@ -110,15 +110,16 @@ def parse_noises(noises: str | Iterable[str], sigma: str | float | Sequence[floa
             if current is not None and grids[current] is not None and token[:1] in "0123456789.-+":
                 grids[current] = f"{grids[current]},{token}"
                 continue
-            current, equals, grid = token.partition("=")
-            if current not in NOISES:
-                raise unknown_name("noise", current, NOISES)
-            if current in grids:
-                raise UsageError(f"noise {current!r} is named twice", found=text, hint="one grid with commas")
-            grids[current] = grid if equals else None
+            name, equals, grid = token.partition("=")
+            if name not in NOISES:
+                raise unknown_name("noise", name, NOISES)
+            if name in grids:
+                raise UsageError(f"noise {name!r} is named twice", found=text, hint="one grid with commas")
+            grids[name] = grid if equals else None
+            current = name
     requests = []
-    for name, grid in grids.items():
-        sigmas = common if grid is None else parse_grid(grid, option=f"--noise {name}=")
+    for name, own in grids.items():
+        sigmas = common if own is None else parse_grid(own, option=f"--noise {name}=")
         too_large = [s for s in sigmas if s > NOISES[name].max_sigma]
         if too_large:
             raise UsageError(
@@ -130,7 +131,9 @@ def parse_noises(noises: str | Iterable[str], sigma: str | float | Sequence[floa
     return requests
 
 
-def plan_conditions(requests: Iterable[NoiseRequest], *, range_policy: str = "clip", repeats: int = 1) -> list[Condition]:
+def plan_conditions(
+    requests: Iterable[NoiseRequest], *, range_policy: str = "clip", repeats: int = 1
+) -> list[Condition]:
     """All conditions of a run, `clean` first.
 
     Args:

@@ -34,7 +34,8 @@ class Ranges:
     def apply(self, images: Images) -> Images:
         """Map [noisy_min, noisy_max] linearly to [clean_min, clean_max], channel by channel."""
         low, high, to_low, to_high = (
-            getattr(self, name).to(images.device)[:, None, None] for name in self.__dataclass_fields__
+            extreme.to(images.device)[:, None, None]
+            for extreme in (self.noisy_min, self.noisy_max, self.clean_min, self.clean_max)
         )
         width = torch.where(high > low, high - low, 1.0)  # a channel without spread becomes its clean minimum
         return ((images - low) / width) * (to_high - to_low) + to_low

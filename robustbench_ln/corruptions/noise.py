@@ -78,11 +78,15 @@ NOISES: dict[str, Noise] = {
     noise.name: noise
     for noise in (
         Noise("agn", agn, "x(1 + xi), xi ~ Normal(0, sigma)", _TEXT),
-        Noise("agn-released", agn_released, "x(1 + xi), xi ~ Uniform(-sigma/2, sigma/2)", f"{_CODE}, option `negative`"),
+        Noise(
+            "agn-released", agn_released, "x(1 + xi), xi ~ Uniform(-sigma/2, sigma/2)", f"{_CODE}, option `negative`"
+        ),
         Noise("agn-released-positive", agn_released_positive, "x(1 + xi), xi ~ Uniform(0, sigma)", _CODE),
         Noise("apn", apn, "x(1 + xi), xi ~ Poisson(sigma)", f"{_TEXT}, second form, and {_CODE}"),
         Noise("apn-additive", apn_additive, "x + xi, xi ~ Poisson(sigma)", f"{_TEXT}, first form"),
-        Noise("apn-additive-released", apn_additive_released, "x + xi/255, xi ~ Poisson(255 sigma)", f"{_CODE} for Cars"),
+        Noise(
+            "apn-additive-released", apn_additive_released, "x + xi/255, xi ~ Poisson(255 sigma)", f"{_CODE} for Cars"
+        ),
         Noise("mbn", mbn, "x m, m = 0 with probability sigma, shared by the channels", f"{_TEXT} and {_CODE}", 1.0),
         Noise("mbn-channel", mbn_channel, "as mbn, one draw a channel", f"{_TEXT}, 'independent on each channel'", 1.0),
     )

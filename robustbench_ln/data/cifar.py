@@ -92,10 +92,12 @@ def _wrong_files(kind: type[CIFAR10], root: Path) -> str:
 
 def _load_or_download(name: str, kind: type[CIFAR10], *, train: bool) -> CIFAR10:
     root = platformdirs.user_cache_path("lnbench") / "data"
+    with contextlib.suppress(InputError):
+        return _load(kind, root, train=train)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{name}.lock"):  # several runs may start at once on a fresh machine
-            with contextlib.suppress(InputError):
+            with contextlib.suppress(InputError):  # another one was first
                 return _load(kind, root, train=train)
             _download(name, kind, root)
             return _load(kind, root, train=train)

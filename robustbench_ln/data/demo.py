@@ -240,7 +240,7 @@ def _checkerboard(x: Floats, y: Floats, r: Floats, t: Floats) -> Floats:
     period = (0.85 + 0.1 * t) * r
     # The product of two triangle waves is positive on one colour of the board.
     u, v = (0.25 * period - np.abs(_wave(axis - 0.25 * period, period)) for axis in (x, y))
-    edge = np.where(u * v > 0, -1.0, 1.0) * np.minimum(np.abs(u), np.abs(v))
+    edge: Floats = np.where(u * v > 0, -1.0, 1.0) * np.minimum(np.abs(u), np.abs(v))
     return np.maximum(_box(x, y, period, period), edge)
 
 

@@ -25,12 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_ln.errors import InputError, LnbenchError, ResourceError
-from robustbench_ln.models.imports import importable_from_here
+from robustbench_ln.models.imports import importable_from_here, one_line
 from robustbench_ln.models.metadata import as_text, read_metadata
 from robustbench_ln.models.preprocessing import is_mean_std
-from robustbench_ln.models.sniffing import file_kind, refused
-
-_AGAIN = "download or copy it again"
+from robustbench_ln.models.sniffing import AGAIN, file_kind, refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +129,7 @@ def _holds_state(value: Any, depth: int = 3) -> bool:
 def keep_float32_tensors(checkpoint: Checkpoint) -> Checkpoint:
     """Step counters, class names and ``None`` go; half, bfloat16 and double precision become float32."""
     tensors = {
-        key: value.detach().float() if value.is_floating_point() else value.detach()
+        key: value.detach().float() if value.is_floating_point() and not _oddity(value) else value.detach()
         for key, value in checkpoint.tensors.items()
         if isinstance(key, str) and isinstance(value, Tensor)
     }
@@ -243,7 +241,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
             metadata, warnings = read_metadata(file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except safetensors.SafetensorError as error:
-        raise refused(path, f"a safetensors file that is cut short or damaged ({error})", _AGAIN) from None
+        raise refused(path, f"a safetensors file that is cut short or damaged ({error})", AGAIN) from None
     return Checkpoint(tensors, file_sha256(path), metadata=metadata, warnings=warnings)
 
 
@@ -260,24 +258,24 @@ _HARMLESS: list[Any] = [
 
 
 def _read_torch(path: Path, trust: bool) -> Checkpoint:
-    # Not memory-mapped: that skips the archive's checksums, and a file that changes later would change the weights.
     sha256 = file_sha256(path)
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
-            return _holding(path, torch.load(path, map_location="cpu", weights_only=True), sha256)
+        # An open file, for from a path torch.load would conclude that it is safetensors, whatever is in it.
+        with torch.serialization.safe_globals(_HARMLESS), path.open("rb") as file:
+            return _holding(path, torch.load(file, map_location="cpu", weights_only=True), sha256)
     except pickle.UnpicklingError as error:
         if trust:
             return _read_trusted(path)
         needs = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise InputError(
             f"{path.name} holds a pickled Python object such as a whole module, which can run code when read",
-            found=f"it needs {needs[1]}" if needs else "a pickle that is more than tensors",
+            found=f"it needs {needs[1]}" if needs else "a pickle that is damaged, or holds more than tensors",
             hint="--trust if you know where the file comes from; safer: save network.state_dict()",
         ) from None
     except LnbenchError:
         raise
     except Exception as error:  # torch.load lets through whatever a damaged file leads to
-        raise refused(path, f"a file of torch.save that is cut short or damaged ({one_line(error)})", _AGAIN) from None
+        raise refused(path, f"a file of torch.save that is cut short or damaged ({one_line(error)})", AGAIN) from None
 
 
 def _read_trusted(path: Path) -> Checkpoint:
@@ -311,12 +309,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def one_line(error: BaseException) -> str:
-    """Kind and first line of an error, for the `found` of another."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
 def _unreadable(path: Path, error: OSError) -> InputError | ResourceError:
     if isinstance(error, FileNotFoundError):
         return InputError("no such model file", found=str(path), hint="`lnbench list` shows the built-in models")
@@ -341,13 +333,22 @@ def _check(path: Path, stored: Mapping[Any, Any], tensors: Mapping[str, Tensor])
             path, f"a LoRA adapter, which is a part of a network ({adapter})", "merge it into its network first"
         )
     for key, value in tensors.items():
-        if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            kind = "quantised" if value.is_quantized else "sparse" if not value.is_meta else "empty (meta)"
-            raise refused(path, f"{key} is a {kind} tensor", "save the network with ordinary float tensors")
-    claimed = sum(value.numel() * value.element_size() for value in tensors.values())
-    # Views that repeat one number can claim any size; weights that are shared or were halved stay far below this.
-    if claimed > 16 * path.stat().st_size:
-        raise refused(path, f"tensors of {claimed} bytes in a much smaller file", "save the network's own state dict")
+        if oddity := _oddity(value):
+            raise refused(path, f"{key} {oddity}", "save the network with ordinary float tensors")
+
+
+def _oddity(value: Tensor) -> str:
+    """What keeps a tensor from being used as a weight; empty for ordinary ones."""
+    if value.is_quantized:
+        return "is quantised"
+    if value.layout != torch.strided:
+        return "is sparse"
+    if value.is_meta:
+        return "has a shape but no values (meta device)"
+    # A view that repeats one number can claim any size in a small file, and would fill the memory when copied.
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes() + 2**20:
+        return "claims more numbers than the file holds"
+    return ""
 
 
 def _is_optimizer(value: Any) -> bool:

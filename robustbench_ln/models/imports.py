@@ -86,5 +86,11 @@ def _takes_num_classes(factory: Callable[..., Any]) -> bool:
     return any(each.name == "num_classes" or each.kind is each.VAR_KEYWORD for each in parameters)
 
 
+def one_line(error: BaseException) -> str:
+    """Kind and first line of an error, for the `found` of another."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
 def _failed(what: str, error: BaseException, hint: str) -> InputError:
-    return InputError(what, found=f"{type(error).__name__}: {error}", hint=hint)
+    return InputError(what, found=one_line(error), hint=hint)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from robustbench_ln.errors import InputError, ResourceError, unknown_name
 from robustbench_ln.models.architectures import ARCHITECTURES, Match, Shapes, shapes_of
-from robustbench_ln.models.checkpoint import Checkpoint, file_sha256, one_line, read_checkpoint
-from robustbench_ln.models.imports import build_with, find_factory
+from robustbench_ln.models.checkpoint import Checkpoint, file_sha256, read_checkpoint
+from robustbench_ln.models.imports import build_with, find_factory, one_line
 from robustbench_ln.models.recognition import as_batchnorm, differences, fitting, nearest
 from robustbench_ln.models.sniffing import refused
 from robustbench_ln.norms.convert import convert_to_localnorm, n_groups
@@ -104,7 +104,7 @@ def load_model(
     """
     scheme, colon, name = spec.partition(":")
     # One letter is a Windows drive; and a file may have a colon in its name.
-    if not colon or len(scheme) == 1 or not scheme.isidentifier() or Path(spec).exists():
+    if not colon or not re.fullmatch(r"[A-Za-z][\w+-]+", scheme) or Path(spec).exists():
         return _load_file(Path(spec), spec, arch, trust, num_classes)
     if scheme not in SOURCES:
         raise unknown_name("kind of model", scheme, [*SOURCES, "FILE"])
@@ -344,7 +344,9 @@ def _ready(
         n_groups=n_groups(network),
     )
     broken = [key for key, value in network.state_dict().items() if not value.isfinite().all()]
-    return _warned(model, f"{len(broken)} tensors hold NaN or infinity, first {broken[0]}") if broken else model
+    return (
+        _warned(model, f"NaN or infinity in the weights: {len(broken)} tensors, first {broken[0]}") if broken else model
+    )
 
 
 @torch.no_grad()

@@ -37,9 +37,10 @@ def fitting(shapes: Shapes) -> list[Match]:
 
 
 def nearest(shapes: Shapes) -> tuple[Match, int] | None:
-    """The architecture that shares most keys with equal shapes, as a share of all keys of both, and their number.
+    """The architecture that `shapes` resembles most, and the number of keys that agree in both.
 
-    Only architectures with a telltale key in common are looked at; None where there is none.
+    The measure is the share, in all keys of both, of keys in common; half of it for those of different shapes. Less
+    than a quarter is no resemblance, unless `shapes` is a part of the network: then None.
     """
     best: tuple[float, Match, int] | None = None
     for row in ARCHITECTURES.values():
@@ -47,10 +48,11 @@ def nearest(shapes: Shapes) -> tuple[Match, int] | None:
             continue
         match = row.guess(shapes)
         expected = match.shapes()
-        common = sum(expected.get(key) == shape for key, shape in shapes.items())
-        share = common / len(expected.keys() | shapes.keys())
-        if common and (best is None or share > best[0]):
-            best = share, match, common
+        same_key = len(expected.keys() & shapes.keys())
+        agree = sum(expected.get(key) == shape for key, shape in shapes.items())
+        share = (same_key + agree) / 2 / len(expected.keys() | shapes.keys())
+        if (share >= 0.25 or agree == len(shapes)) and (best is None or share > best[0]):
+            best = share, match, agree
     return best and best[1:]
 
 

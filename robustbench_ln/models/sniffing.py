@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -13,18 +14,18 @@ FileKind = Literal["zip", "legacy", "safetensors"]
 
 # A pickled number that torch.save wrote first of all before it wrote zip archives (PyTorch 1.5 and earlier).
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-_SAVE_AGAIN = "save the state dict: torch.save(network.state_dict(), 'model.pt')"
-_AGAIN = "download it again"
+_SAVEAGAIN = "save the state dict: torch.save(network.state_dict(), 'model.pt')"
+AGAIN = "download or copy it again"
 
 # First bytes (of text: lower case, without leading blanks), what they mean, what to do.
 _REFUSED = (
     (b"version https://git-lfs", "a Git LFS pointer: the weights themselves were not fetched", "git lfs pull"),
-    (b"<!doctype html", "an HTML page: the download failed", _AGAIN),
-    (b"<html", "an HTML page: the download failed", _AGAIN),
-    (b"<?xml", "an XML page: the download failed", _AGAIN),
+    (b"<!doctype html", "an HTML page: the download failed", AGAIN),
+    (b"<html", "an HTML page: the download failed", AGAIN),
+    (b"<?xml", "an XML page: the download failed", AGAIN),
     (b"\x89hdf", "an HDF5 file, as Keras writes", "a PyTorch checkpoint"),
     (b"\x1f\x8b", "a gzip archive", "unpack it first"),
-    (b"\x80", "a Python pickle that torch.save did not write", _SAVE_AGAIN),
+    (b"\x80", "a Python pickle that torch.save did not write", _SAVEAGAIN),
 )
 
 
@@ -57,8 +58,8 @@ def file_kind(path: Path) -> FileKind:
         raise refused(path, "an ONNX network, which is not read yet", _in_python("onnx"))
     if _is_text(head):
         json = start.startswith((b"{", b"["))
-        raise refused(path, "JSON text, not weights" if json else "a text file, not weights", _AGAIN)
-    raise refused(path, "no format of checkpoints that lnbench knows", _SAVE_AGAIN)
+        raise refused(path, "JSON text, not weights" if json else "a text file, not weights", AGAIN)
+    raise refused(path, "no format of checkpoints that lnbench knows", _SAVEAGAIN)
 
 
 def refused(path: Path, found: str, hint: str) -> InputError:
@@ -71,8 +72,11 @@ def _zip_kind(path: Path) -> FileKind:
         with zipfile.ZipFile(path) as archive:
             # Everything lies in one folder, which is named after the file it was first saved to.
             names = {name.partition("/")[2] for name in archive.namelist()}
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        raise refused(path, "a zip archive that is cut short or damaged", _AGAIN) from None
+            damaged = archive.testzip()  # torch.load does not look at the checksums
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError):
+        raise refused(path, "a zip archive that is cut short or damaged", AGAIN) from None
+    if damaged:
+        raise refused(path, f"a damaged zip archive: the checksum of {damaged} is wrong", AGAIN)
     if "constants.pkl" in names:
         raise refused(path, "a TorchScript archive, which is not read yet", _in_python("torch.jit.load"))
     if names & {"archive_format", "models/model.json"}:

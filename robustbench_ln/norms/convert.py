@@ -34,7 +34,9 @@ def is_batchnorm(module: nn.Module) -> bool:
 def norm_layers(network: nn.Module) -> dict[str, nn.Module]:
     """The layers that evaluation modes act on, by their name in `network`: every BatchNorm and LocalNorm."""
     return {
-        name: module for name, module in network.named_modules() if is_batchnorm(module) or isinstance(module, LocalNorm)
+        name: module
+        for name, module in network.named_modules()
+        if is_batchnorm(module) or isinstance(module, LocalNorm)
     }
 
 
@@ -111,14 +113,16 @@ def convert_to_localnorm(network: nn.Module, n_groups: int) -> nn.Module:
 def _localnorm_like(layer: nn.Module, n_groups: int) -> nn.Module:
     dimensions = {nn.BatchNorm1d: 1, nn.BatchNorm3d: 3}
     spatial = next((d for kind, d in dimensions.items() if isinstance(layer, kind)), 2)
-    gamma, beta = layer.weight, layer.bias
-    local = _LOCAL[spatial](_features(layer), n_groups, eps=float(layer.eps), affine=gamma is not None)  # type: ignore[arg-type]
+    # FrozenBatchNorm2d holds the same names as buffers, so the attributes are looked up, not typed.
+    gamma: Tensor | None = getattr(layer, "weight", None)
+    beta: Tensor | None = getattr(layer, "bias", None)
+    eps = float(getattr(layer, "eps", 1e-5))
+    local = _LOCAL[spatial](_features(layer), n_groups, eps=eps, affine=gamma is not None)
     local.train(layer.training)
-    if gamma is not None:
-        local.to(device=gamma.device, dtype=gamma.dtype)  # type: ignore[call-overload]
-        # The copy goes through .data: the new parameters are leaves that want gradients.
-        local.weight.data.copy_(gamma.data)  # type: ignore[union-attr, arg-type]
-        local.bias.data.copy_(beta.data)  # type: ignore[union-attr, arg-type]
+    for parameter, source in ((local.weight, gamma), (local.bias, beta)):
+        if parameter is not None and source is not None:
+            # Through .data: the new parameters are leaves that want gradients.
+            parameter.data = source.detach().expand_as(parameter).clone()
     if type(layer) in (*dimensions, nn.BatchNorm2d, nn.SyncBatchNorm) or is_frozen_batchnorm(layer):
         return local
     return _with_the_rest(layer, local)
@@ -126,7 +130,8 @@ def _localnorm_like(layer: nn.Module, n_groups: int) -> nn.Module:
 
 def _features(layer: nn.Module) -> int:
     # FrozenBatchNorm2d has no num_features.
-    return int(getattr(layer, "num_features", None) or len(layer.running_mean))  # type: ignore[arg-type]
+    features: int = getattr(layer, "num_features", 0) or len(layer.get_buffer("running_mean"))
+    return features
 
 
 def _with_the_rest(layer: nn.Module, local: LocalNorm) -> nn.Module:

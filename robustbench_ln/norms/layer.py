@@ -53,7 +53,7 @@ def normalise(
     rows = layout.rows
     if layout.set_size is None:
         return _batch_norm(x, _row(weight, 0), _row(bias, 0), eps, *running)
-    sets = x.split(layout.set_size)
+    sets = torch.split(x, layout.set_size)
     if layout.set_size == 1 and layout.source_weight == 0:
         # Sets of one image: channels of all images side by side in a single image, one kernel call for all.
         chosen = torch.tensor(rows or (0,) * len(sets), device=x.device)
@@ -122,6 +122,8 @@ class LocalNorm(nn.Module):
     """
 
     layout: Layout | None = None
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
 
     def __init__(self, num_features: int, n_groups: int, eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__()
@@ -132,9 +134,9 @@ class LocalNorm(nn.Module):
                 hint="LocalNorm2d(num_features=64, n_groups=8)",
             )
         self.num_features, self.n_groups, self.eps, self.affine = num_features, n_groups, eps, affine
-        for name, fill in (("weight", 1.0), ("bias", 0.0)):
-            value = nn.Parameter(torch.full((n_groups, num_features), fill)) if affine else None
-            self.register_parameter(name, value)
+        shape = (n_groups, num_features)
+        self.register_parameter("weight", nn.Parameter(torch.ones(shape)) if affine else None)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(shape)) if affine else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(B, C, *spatial)``; returns the same shape."""

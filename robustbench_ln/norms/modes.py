@@ -52,13 +52,24 @@ EVAL_MODES: dict[str, EvalMode] = {
         EvalMode("dynbn-single+rot90", "as dynbn-single, with the image's three rotations", "image", "bn", rot90=True),
         # N = 16 is only the default of `--modes all`: elsewhere the user says N.
         EvalMode(
-            "bn-adapt", "bn-adapt:N[:M], running statistics weigh N images, M test images join", "batch", "bn", source_weight=16
+            "bn-adapt",
+            "bn-adapt:N[:M], running statistics weigh N images, M test images join",
+            "batch",
+            "bn",
+            source_weight=16,
         ),
         EvalMode("ln-single", "each image alone, one randomly selected group", "image", "ln", "random"),
-        EvalMode("ln-single+rot90", "as ln-single, with the image's three rotations", "image", "ln", "random", rot90=True),
+        EvalMode(
+            "ln-single+rot90", "as ln-single, with the image's three rotations", "image", "ln", "random", rot90=True
+        ),
         EvalMode("ln-single-vote", "each image alone, majority over every group", "image", "ln", "all"),
         EvalMode(
-            "ln-single-vote+rot90", "as ln-single-vote, with the image's three rotations", "image", "ln", "all", rot90=True
+            "ln-single-vote+rot90",
+            "as ln-single-vote, with the image's three rotations",
+            "image",
+            "ln",
+            "all",
+            rot90=True,
         ),
         EvalMode("ln-batch", "K groups of M different images, each with its own parameters", "batch", "ln"),
         EvalMode("ln-voting", "statistics of M images, majority over every group", "batch", "ln", "all"),

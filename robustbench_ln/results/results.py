@@ -117,7 +117,9 @@ class Results:
             import pandas as pd
         except ImportError:
             raise ResourceError(
-                "a data frame needs pandas", found="pandas is not installed", hint="pip install 'robustbench-ln[pandas]'"
+                "a data frame needs pandas",
+                found="pandas is not installed",
+                hint="pip install 'robustbench-ln[pandas]'",
             ) from None
         lines = []
         for row in self.document.rows:
@@ -140,7 +142,9 @@ class Results:
             accuracy = "" if row.accuracy is None else f"{100 * row.accuracy:.2f}"
             texts = (row.model, row.mode, str(row.condition.to_condition()), accuracy, ci, str(row.n))
             cells.append("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in texts) + "</tr>")
-        head = "".join(f"<th>{text}</th>" for text in ("model", "mode", "condition", "accuracy %", "95 % interval", "n"))
+        head = "".join(
+            f"<th>{text}</th>" for text in ("model", "mode", "condition", "accuracy %", "95 % interval", "n")
+        )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(cells)}</tbody></table>"
 
 
@@ -186,8 +190,8 @@ def save(run: FolderRun, results: Results) -> None:
     if results.document.predictions is not None:
         assert results._scored is not None
         with writing(run.folder / PREDICTIONS) as file, zipfile.ZipFile(file, "w") as archive:
-            for name, array in zip(("indices", "labels"), results._scored, strict=True):
-                _add(archive, name, array)
+            for name, whole in zip(("indices", "labels"), results._scored, strict=True):
+                _add(archive, name, whole)
             for key, cell in run.cells():
                 for name, array in _arrays(cell):
                     _add(archive, f"{key}/{name}", array)
@@ -217,7 +221,7 @@ def load_results(path: Path | str) -> Results:
     document = load_document(file)
     folder = file if file.is_dir() else file.parent
     if document.predictions is None:
-        return Results(document, folder, lambda key: None, None)
+        return Results(document, folder, lambda _: None, None)
     source = folder / document.predictions
     try:
         archive = np.load(source, allow_pickle=False)

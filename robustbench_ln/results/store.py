@@ -1,8 +1,8 @@
 """A run's finished rows: one checksummed file a row, so that a kill at any moment loses none.
 
-    OUT/run.json            what the run is: data, seed, limit, precision, models, order of everything
-    OUT/rows/KEY.row        a finished row with its predictions; KEY is a digest of all that can change its numbers
-    OUT/results.json …      made from the rows when a command ends
+OUT/run.json            what the run is: data, seed, limit, precision, models, order of everything
+OUT/rows/KEY.row        a finished row with its predictions; KEY is a digest of all that can change its numbers
+OUT/results.json …      made from the rows when a command ends
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Cell:
         head, _, arrays = body.partition(b"\n")
         meta = json.loads(head)
         n = meta["n"]
-        counts = {key: tuple(v) if isinstance(v, list) else v for key, v in meta["row"]["counts"].items()}
+        counts = _tuples(meta["row"]["counts"])
         condition = Condition.from_dict(meta["row"]["condition"])
         row = ResultRow(**{**meta["row"], "condition": condition, "counts": Counts(**counts)})
         predicted = np.frombuffer(arrays, "<i4", n).astype(np.int32)
@@ -97,7 +97,7 @@ class Manifest:
     warnings: tuple[str, ...] = ()
 
     def extended(self, other: Manifest) -> Manifest:
-        """This manifest with what `other` adds.
+        """Return this manifest with what `other` adds.
 
         Raises:
             UsageError: `other` has another data set, seed, limit or precision.

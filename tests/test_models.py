@@ -1,0 +1,944 @@
+"""Models: whatever dress a checkpoint wears, it loads to the same network, or says why not."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import inspect
+import io
+import os
+import pickle
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+
+from robustbench_ln import models
+from robustbench_ln.errors import InputError, ResourceError, UsageError
+from robustbench_ln.models import (
+    ARCHITECTURES,
+    DIALECTS,
+    PREPROCESSINGS,
+    Classifier,
+    build_network,
+    choose_preprocessing,
+    load_model,
+    parse_normalize,
+    save_model,
+    state_sha256,
+    wrap_module,
+)
+from robustbench_ln.models.recognition import as_batchnorm, fitting
+from robustbench_ln.norms import convert_to_localnorm
+
+CIFAR = [
+    name for name in ARCHITECTURES if name == "demo-net" or name.startswith(("resnet20", "resnet56", "cifar_vgg11"))
+]
+ZOO = [
+    "resnet18",
+    "mobilenet_v3_small",
+    "densenet121",
+    "efficientnet_b0",
+    "mnasnet0_5",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+    "regnet_y_400mf",
+    "googlenet",
+]
+SLOW_TO_SAVE = ["convnext_tiny", "swin_t"]
+
+State = dict[str, Any]
+
+
+def lively(network: nn.Module, seed: int = 0) -> nn.Module:
+    """The network in eval() with norm layers that have something to say."""
+    draw = torch.Generator().manual_seed(seed)
+    for key, value in network.state_dict().items():
+        if key.endswith(("running_var", "bn1.weight")):
+            value.uniform_(0.5, 2, generator=draw)
+        elif key.endswith("running_mean"):
+            value.normal_(0, 0.2, generator=draw)
+    return network.eval()
+
+
+def images(size: int = 32, n: int = 4) -> Tensor:
+    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def logits(network: nn.Module, size: int = 32) -> Tensor:
+    return network(images(size))
+
+
+def assert_same(a: nn.Module, b: nn.Module, size: int = 32) -> None:
+    assert torch.equal(logits(a, size), logits(b, size))
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return lively(ARCHITECTURES["resnet20"].build(10))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def saved(folder: Path, content: Any, name: str = "model.pt") -> str:
+    path = folder / name
+    torch.save(content, path)
+    return str(path)
+
+
+# Architectures
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_is_recognised_by_its_keys_and_shapes_and_by_no_other(name: str) -> None:
+    shapes = ARCHITECTURES[name].guess({}, num_classes=7).shapes()
+    assert [(m.architecture.name, m.num_classes) for m in fitting(dict(shapes))] == [(name, 7)]
+    assert ARCHITECTURES[name].description
+
+
+@pytest.mark.parametrize("name", CIFAR + ZOO + SLOW_TO_SAVE)
+def test_a_state_dict_loads_by_recognition_alone_with_equal_logits(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = lively(ARCHITECTURES[name].build(7))
+    size = 32 if name in CIFAR else 64
+    loaded = load_model(saved(tmp_path, network.state_dict()))
+    assert (loaded.arch, loaded.recognised, loaded.num_classes) == (name, "keys and shapes", 7)
+    assert loaded.n_groups is None
+    assert_same(loaded.network, network, size)
+
+
+@pytest.mark.parametrize("name", [*CIFAR, "resnet18", "mobilenet_v3_small"])
+def test_a_localnorm_network_loads_by_recognition_alone_with_its_k(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = convert_to_localnorm(lively(ARCHITECTURES[name].build(7)), 4)
+    for parameter in network.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    save_model(tmp_path / "ln.safetensors", network, metadata={})
+    loaded = load_model(str(tmp_path / "ln.safetensors"))
+    assert (loaded.arch, loaded.n_groups, loaded.group_size) == (name, 4, None)
+    assert_same(loaded.network, network, 32 if name in CIFAR else 64)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "densenet121", "efficientnet_b3", "vgg16_bn", "maxvit_t", "regnet_x_8gf"])
+def test_localnorm_shapes_lead_back_to_the_batchnorm_network(name: str) -> None:
+    plain = dict(ARCHITECTURES[name].guess({}).shapes())
+    norms = [key.removesuffix("running_mean") for key in plain if key.endswith("running_mean")]
+    local = {key: shape for key, shape in plain.items() if "running_" not in key}
+    local |= {f"{norm}{part}": (8, *plain[f"{norm}weight"]) for norm in norms for part in ("weight", "bias")}
+    assert as_batchnorm(local) == (plain, 8)
+
+
+def test_networks_that_mix_k_or_kinds_of_norm_are_not_taken_for_localnorm() -> None:
+    mixed_k = {"a.weight": (4, 16), "a.bias": (4, 16), "b.weight": (8, 16), "b.bias": (8, 16)}
+    mixed_kind = {"a.weight": (4, 16), "a.bias": (4, 16), "b.weight": (16,), "b.running_mean": (16,)}
+    assert as_batchnorm(mixed_k) == (mixed_k, None)
+    assert as_batchnorm(mixed_kind) == (mixed_kind, None)
+
+
+def test_every_tensor_of_a_recognised_network_is_in_its_state_dict() -> None:
+    # What is not, would stay unset when weights are loaded.
+    for row in ARCHITECTURES.values():
+        if row.name in CIFAR + ZOO + SLOW_TO_SAVE:
+            network = row.guess({}).build()
+            held = network.state_dict().keys()
+            assert {name for name, _ in [*network.named_buffers(), *network.named_parameters()]} <= held, row.name
+
+
+def test_option_a_shortcut_takes_every_second_pixel_and_pads_channels_on_both_sides() -> None:
+    from robustbench_ln.models.architectures.cifar_resnet import PadShortcut
+
+    x = torch.rand(2, 16, 6, 6)
+    y = PadShortcut(32)(x)
+    assert torch.equal(y[:, 8:24], x[:, :, ::2, ::2])
+    assert y[:, :8].count_nonzero() == y[:, 24:].count_nonzero() == 0
+
+
+@pytest.mark.parametrize(
+    ("depth", "parameters"), [(20, 0.27e6), (32, 0.46e6), (44, 0.66e6), (56, 0.85e6), (110, 1.7e6)]
+)
+def test_cifar_resnets_have_the_published_number_of_parameters(depth: int, parameters: float) -> None:
+    network = ARCHITECTURES[f"resnet{depth}"].guess({}).build()
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(parameters, rel=0.02)
+
+
+def test_the_demo_network_is_small() -> None:
+    assert 55_000 < sum(p.numel() for p in build_network("demo-net", num_classes=10).parameters()) < 65_000
+
+
+def test_googlenet_with_and_without_auxiliary_outputs_is_recognised() -> None:
+    for auxiliary in (True, False):
+        shapes = ARCHITECTURES["googlenet"].guess({"aux1.fc1.weight": (1,)} if auxiliary else {}).shapes()
+        assert ("aux1.fc1.weight" in shapes) == auxiliary
+        assert [m.architecture.name for m in fitting(shapes)] == ["googlenet"]
+
+
+def test_loading_draws_no_random_number(net: nn.Module, tmp_path: Path) -> None:
+    path = saved(tmp_path, net.state_dict())
+    torch.manual_seed(3)
+    load_model(path)
+    after = torch.rand(4)
+    torch.manual_seed(3)
+    assert torch.equal(after, torch.rand(4))
+
+
+# Dialects
+
+
+def prefixed(state: State, prefix: str) -> State:
+    return {prefix + key: value for key, value in state.items()}
+
+
+PREFIXES = ("module.", "model.", "net.", "_orig_mod.", "backbone.", "encoder.", "0.", "1.")
+
+# How a state dict may be dressed, and what is expected to be said of it: container, prefixes.
+DRESSES: dict[str, tuple[Callable[[State], Any], str, tuple[str, ...]]] = {
+    "bare": (lambda s: s, "", ()),
+    **{
+        name: (lambda s, name=name: {name: s, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}}, name, ())
+        for name in ("state_dict", "model", "model_state", "model_state_dict", "net", "last", "best")
+    },
+    **{name: (lambda s, name=name: {name: s}, name, ()) for name in ("ema", "model_ema", "state_dict_ema")},
+    "nested containers": (lambda s: {"model": {"state_dict": s, "arch": "x"}}, "model.state_dict", ()),
+    **{prefix: (lambda s, prefix=prefix: prefixed(s, prefix), "", (prefix,)) for prefix in PREFIXES},
+    "ddp and compile": (
+        lambda s: {"state_dict": prefixed(s, "module._orig_mod.")},
+        "state_dict",
+        ("module.", "_orig_mod."),
+    ),
+    "half precision": (
+        lambda s: {k: v.half().float().half() if v.is_floating_point() else v for k, v in s.items()},
+        "",
+        (),
+    ),
+    "double precision": (lambda s: {k: v.double() if v.is_floating_point() else v for k, v in s.items()}, "", ()),
+    "old, without counters": (lambda s: {k: v for k, v in s.items() if "num_batches" not in k}, "", ()),
+    "parameters": (lambda s: {k: nn.Parameter(v) if v.is_floating_point() else v for k, v in s.items()}, "", ()),
+    "beside other things": (lambda s: {**s, "epoch": 3, "classes": ["a"], "best": 0.5, 7: None}, "", ()),
+    "arguments and numpy scalars": (
+        lambda s: {"model": s, "args": argparse.Namespace(lr=0.1), "acc": np.float64(0.9), "n": np.int64(3)},
+        "model",
+        (),
+    ),
+}
+
+
+@pytest.mark.parametrize("dress", DRESSES)
+def test_a_dressed_state_dict_loads_to_the_same_network(dress: str, net: nn.Module, tmp_path: Path) -> None:
+    wear, container, prefixes = DRESSES[dress]
+    loaded = load_model(saved(tmp_path, wear(dict(net.state_dict()))))
+    assert (loaded.arch, loaded.container, loaded.prefixes) == ("resnet20", container, prefixes)
+    assert (loaded.mean, loaded.std, loaded.preprocessing) == (None, None, "")
+    if dress == "half precision":
+        assert torch.allclose(logits(loaded.network), logits(net), atol=0.05)
+    else:
+        assert_same(loaded.network, net)
+    assert {v.dtype for v in loaded.network.state_dict().values()} == {torch.float32, torch.int64}
+
+
+@given(prefixes=st.lists(st.sampled_from(PREFIXES), max_size=5))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_stacked_prefixes_are_stripped_and_recorded(prefixes: list[str], net: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "stacked.safetensors"
+    safetensors.torch.save_file(prefixed(dict(net.state_dict()), "".join(prefixes)), path)
+    loaded = load_model(str(path))
+    assert loaded.prefixes == tuple(prefixes)
+    assert_same(loaded.network, net)
+
+
+def test_every_dialect_leaves_alone_what_it_has_nothing_to_do_with(net: nn.Module) -> None:
+    plain = models.Checkpoint(dict(net.state_dict()))
+    for dialect in DIALECTS:
+        assert dialect(plain) is plain, dialect.__name__
+
+
+def test_a_prefix_that_only_some_keys_carry_stays(net: nn.Module, tmp_path: Path) -> None:
+    state = {("module." if "layer" in key else "") + key: value for key, value in net.state_dict().items()}
+    with pytest.raises(InputError, match=r"97 keys, first conv1\.weight, .*"):
+        load_model(saved(tmp_path, state))
+
+
+def test_the_plain_copy_is_preferred_to_the_averaged_one_and_that_is_said(net: nn.Module, tmp_path: Path) -> None:
+    averaged = lively(ARCHITECTURES["resnet20"].build(10), seed=9).state_dict()
+    loaded = load_model(saved(tmp_path, {"model_ema": averaged, "model": net.state_dict()}))
+    assert loaded.container == "model"
+    assert_same(loaded.network, net)
+    assert loaded.warnings == ("the weights are those of 'model'; the file also holds averaged ones in model_ema",)
+    (warning,) = load_model(saved(tmp_path, {"ema": averaged})).warnings
+    assert "averaged copy ('ema')" in warning
+
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "mean", "std"),
+    [
+        ("model.", "mean", "std"),
+        ("model.", "mu", "sigma"),
+        ("model.", "normalize.mean", "normalize.std"),
+        ("net.", "normalizer.mean", "normalizer.std"),
+        ("1.", "0.mean", "0.std"),
+        ("module.1.", "module.0.mean", "module.0.std"),
+        ("module.model.", "module.mu", "module.sigma"),
+    ],
+)
+def test_normalisation_of_a_wrapper_is_taken_off_and_kept_as_preprocessing(
+    prefix: str, mean: str, std: str, net: nn.Module, tmp_path: Path
+) -> None:
+    state = prefixed(dict(net.state_dict()), prefix)
+    state |= {mean: torch.tensor(MEAN).view(1, 3, 1, 1), std: torch.tensor(STD).view(1, 3, 1, 1)}
+    loaded = load_model(saved(tmp_path, state))
+    assert (loaded.mean, loaded.std, loaded.preprocessing) == (MEAN, STD, "wrapper layers")
+    assert_same(loaded.network, net)
+
+
+@pytest.mark.parametrize("kind", ["densenet121", "vit_b_16"])
+def test_key_names_of_older_torchvision_are_understood(kind: str) -> None:
+    old, new = {
+        "densenet121": (
+            "features.denseblock1.denselayer1.norm.1.weight",
+            "features.denseblock1.denselayer1.norm1.weight",
+        ),
+        "vit_b_16": (
+            "encoder.layers.encoder_layer_0.mlp.linear_2.bias",
+            "encoder.layers.encoder_layer_0.mlp.3.bias",
+        ),
+    }[kind]
+    assert new in ARCHITECTURES[kind].guess({}).shapes()
+    renamed = [dialect(models.Checkpoint({old: torch.zeros(1)})) for dialect in DIALECTS]
+    assert new in {key for checkpoint in renamed for key in checkpoint.tensors}
+
+
+def test_a_container_that_contains_itself_is_refused(tmp_path: Path) -> None:
+    loop: State = {}
+    loop["model"] = loop
+    with pytest.raises(InputError, match="no weights"):
+        load_model(saved(tmp_path, {"model": loop}))
+
+
+# Metadata
+
+
+FACTS = {
+    "arch": "demo-net",
+    "num_classes": 10,
+    "n_groups": 4,
+    "group_size": 16,
+    "mean": [0.5, 0.25, 0.5],
+    "std": [0.2, 0.2, 0.25],
+    "preprocessing": "half",
+}
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt"])
+def test_metadata_comes_back_without_a_flag(form: str, tmp_path: Path) -> None:
+    network = convert_to_localnorm(ARCHITECTURES["demo-net"].build(10), 4).eval()
+    path = tmp_path / f"model.{form}"
+    if form == "pt":
+        torch.save({"state_dict": network.state_dict(), "lnbench": FACTS}, path)
+    else:
+        save_model(path, network, metadata=FACTS)
+    loaded = load_model(str(path))
+    assert (loaded.arch, loaded.recognised) == ("demo-net", "file metadata")
+    assert (loaded.n_groups, loaded.group_size) == (4, 16)
+    assert (loaded.mean, loaded.std) == ((0.5, 0.25, 0.5), (0.2, 0.2, 0.25))
+    assert loaded.preprocessing == "file metadata"
+    assert loaded.warnings == ()
+    assert_same(loaded.network, network)
+
+
+def test_metadata_may_name_the_preprocessing_or_say_that_there_is_none(net: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save_model(path, net, metadata={"preprocessing": "imagenet"})
+    assert load_model(str(path)).mean == (0.485, 0.456, 0.406)
+    save_model(path, net, metadata={"mean": [], "std": []})
+    assert (load_model(str(path)).mean, load_model(str(path)).std) == ((), ())
+
+
+def test_metadata_that_makes_no_sense_is_passed_over_with_a_warning(net: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    nonsense = {"arch": "os:getcwd", "n_groups": "-3", "group_size": "[", "mean": "[0.5]", "std": "[0]", "format": "pt"}
+    safetensors.torch.save_file(net.state_dict(), path, metadata=nonsense)
+    loaded = load_model(str(path))
+    assert (loaded.arch, loaded.recognised, loaded.mean) == ("resnet20", "keys and shapes", None)
+    said = " ".join(loaded.warnings)
+    assert all(word in said for word in ("'os:getcwd'", "'n_groups'", "'group_size'", "'mean' and 'std'"))
+
+
+def test_saving_twice_gives_the_same_bytes_and_leaves_nothing_behind(net: nn.Module, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_model(tmp_path / name, net, metadata=FACTS)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_folder_that_cannot_be_written_is_a_resource_error(net: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError):
+        save_model(tmp_path / "absent" / "a.safetensors", net, metadata={})
+
+
+# Files that are refused
+
+
+class Tiny(nn.Module):
+    """A network that no table knows."""
+
+    def __init__(self, num_classes: int = 5) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.bn(self.conv(x)).mean((2, 3)))
+
+
+class Hostile:
+    """Makes a folder when unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("was-run",)
+
+
+def _bytes(content: Any, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+def _zip_of(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x")
+    return buffer.getvalue()
+
+
+def _tar_of(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        info = tarfile.TarInfo("model.pt")
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _with_a_flipped_byte(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 0x10]) + content[middle + 1 :]
+
+
+def _optimizer() -> State:
+    network = Tiny()
+    optimizer = torch.optim.SGD(network.parameters(), momentum=0.9, lr=0.1)
+    network(images()).sum().backward()
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+WEIGHTS = {"a.weight": torch.ones(1000, 3), "a.bias": torch.ones(3)}
+
+REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
+    "empty": (lambda: b"", "empty file"),
+    "truncated zip": (lambda: _bytes(WEIGHTS)[:-2000], "zip archive that is cut short"),
+    "damaged zip": (lambda: _with_a_flipped_byte(_bytes(WEIGHTS)), "checksum"),
+    "truncated legacy file": (lambda: _bytes(WEIGHTS, _use_new_zipfile_serialization=False)[:-2000], "cut short"),
+    "truncated safetensors": (lambda: safetensors.torch.save(WEIGHTS)[:-2000], "cut short"),
+    "HTML page": (lambda: b"\n <!DOCTYPE html><html><body>404</body></html>", "HTML page: the download failed"),
+    "bare HTML page": (lambda: b"<html><head></head></html>", "HTML page: the download failed"),
+    "LFS pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n", "Git LFS pointer"),
+    "XML": (lambda: b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "the download failed"),
+    "JSON": (lambda: b'{"message": "Not Found"}', "JSON text"),
+    "text": (lambda: "Zugriff verweigert für Sie".encode() * 300, "text file"),
+    "image": (_png, "no format of checkpoints"),
+    "random bytes": (lambda: np.random.default_rng(0).bytes(5000), "no format of checkpoints"),
+    "HDF5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(99), "Keras"),
+    "ONNX": (lambda: b"\x08\x08\x12\x07pytorch\x1a\x052.1.0" + bytes(99), "ONNX"),
+    "gzip": (lambda: b"\x1f\x8b\x08" + bytes(99), "gzip"),
+    "tar": (lambda: _tar_of(_bytes(WEIGHTS)), "tar archive"),
+    "other zip": (lambda: _zip_of("a.txt"), "torch.save did not write"),
+    "plain pickle": (lambda: pickle.dumps({"a": [1, 2]}), "pickle that torch.save did not write"),
+    "TorchScript": (lambda: _zip_of("m/data.pkl", "m/constants.pkl", "m/code/a.py"), "TorchScript"),
+    "torch.export": (lambda: _zip_of("m/archive_format", "m/models/model.json"), "torch.export"),
+    "optimizer state": (lambda: _bytes(_optimizer()), "optimizer state only"),
+    "optimizer in a container": (lambda: _bytes({"optimizer": _optimizer(), "epoch": 3}), "optimizer state only"),
+    "no tensors": (lambda: _bytes({"epoch": 3, "accuracy": 0.5}), "it holds epoch, accuracy"),
+    "nothing": (lambda: _bytes({}), "it holds nothing"),
+    "list": (lambda: _bytes([torch.ones(3)]), "a list, not a state dict"),
+    "tensor": (lambda: _bytes(torch.ones(3)), "a Tensor, not a state dict"),
+    "LoRA": (lambda: _bytes({"base.q.lora_A.weight": torch.ones(4, 8)}), "LoRA adapter"),
+    "sparse tensor": (lambda: _bytes({**WEIGHTS, "s": torch.eye(3).to_sparse()}), "s is sparse"),
+    "meta tensor": (lambda: _bytes({**WEIGHTS, "m": torch.ones(3, device="meta")}), "m has a shape but no values"),
+    "a small file of huge tensors": (
+        lambda: _bytes({"linear.weight": torch.ones(1, dtype=torch.half).expand(10**9, 64)}),
+        "claims more numbers than the file holds",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("trust", [False, True])
+def test_what_is_not_a_checkpoint_is_refused_with_the_likely_cause(case: str, trust: bool, tmp_path: Path) -> None:
+    make, cause = REFUSED[case]
+    path = tmp_path / "model.pt"
+    path.write_bytes(make())
+    with pytest.raises(InputError) as caught:
+        load_model(str(path), trust=trust)
+    assert caught.value.exit_code == 3
+    assert cause in caught.value.found
+    assert caught.value.hint
+    assert str(caught.value).count("\n") == 2
+
+
+def test_a_whole_module_needs_trust_and_the_digest_of_what_was_trusted_is_said(tmp_path: Path) -> None:
+    network = lively(Tiny())
+    path = saved(tmp_path, network)
+    with pytest.raises(InputError) as caught:
+        load_model(path)
+    assert "whole module, which can run code when read" in caught.value.what
+    assert "test_models.Tiny" in caught.value.found
+    assert "--trust" in caught.value.hint
+    for content in (network, {"model": network, "epoch": 3}):
+        path = saved(tmp_path, content)
+        loaded = load_model(path, trust=True)
+        assert (loaded.arch, loaded.recognised, loaded.num_classes) == ("Tiny", "whole module", 5)
+        assert any(hashlib.sha256(Path(path).read_bytes()).hexdigest() in warning for warning in loaded.warnings)
+        assert_same(loaded.network, network)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_hostile_file_does_not_run_its_code(legacy: bool, here: Path) -> None:
+    Path("m.pt").write_bytes(_bytes({"model": Hostile()}, _use_new_zipfile_serialization=not legacy))
+    with pytest.raises(InputError, match="mkdir"):
+        load_model("m.pt")
+    assert not Path("was-run").exists()
+
+
+def test_trusted_code_that_fails_is_an_input_error(here: Path) -> None:
+    Path("was-run").mkdir()
+    with pytest.raises(InputError, match="FileExistsError"):
+        load_model(saved(here, Hostile()), trust=True)
+
+
+def test_trust_changes_nothing_for_files_that_need_none(net: nn.Module, tmp_path: Path) -> None:
+    assert load_model(saved(tmp_path, net.state_dict()), trust=True).warnings == ()
+
+
+def test_a_missing_file_and_a_folder_are_input_errors(tmp_path: Path) -> None:
+    for path, words in ((tmp_path / "absent.pt", "no such model file"), (tmp_path, "a folder")):
+        with pytest.raises(InputError, match=words):
+            load_model(str(path))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every file")
+def test_a_file_that_may_not_be_read_is_a_resource_error(net: nn.Module, tmp_path: Path) -> None:
+    path = Path(saved(tmp_path, net.state_dict()))
+    path.chmod(0)
+    with pytest.raises(ResourceError):
+        load_model(str(path))
+
+
+def test_weights_that_are_not_finite_are_warned_about(net: nn.Module, tmp_path: Path) -> None:
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    state["linear.bias"][3] = torch.nan
+    assert load_model(saved(tmp_path, state)).warnings == (
+        "NaN or infinity in the weights: 1 tensors, first linear.bias",
+    )
+
+
+def test_any_suffix_will_do(net: nn.Module, tmp_path: Path) -> None:
+    save_model(tmp_path / "weights.pt", net, metadata={})
+    assert load_model(str(tmp_path / "weights.pt")).arch == "resnet20"
+    assert load_model(saved(tmp_path, net.state_dict(), "epoch=3:best.safetensors")).label == "epoch-3-best"
+    (tmp_path / "old").write_bytes(_bytes(net.state_dict(), _use_new_zipfile_serialization=False))
+    assert_same(load_model(str(tmp_path / "old")).network, net)
+
+
+# Architectures that do not fit
+
+
+def test_a_named_architecture_that_does_not_fit_lists_five_keys_and_the_one_that_does(
+    net: nn.Module, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as caught:
+        load_model(saved(tmp_path, net.state_dict()), arch="resnet32")
+    assert caught.value.what == "checkpoint does not fit resnet32"
+    assert caught.value.found.count("missing layer") == 5
+    assert caught.value.hint == "--arch resnet20"
+
+
+def test_a_shape_that_differs_is_shown_with_both_shapes(net: nn.Module, tmp_path: Path) -> None:
+    state = dict(net.state_dict()) | {"conv1.weight": torch.zeros(16, 1, 3, 3)}
+    with pytest.raises(InputError) as caught:
+        load_model(saved(tmp_path, state))
+    assert "fits no architecture" in caught.value.what
+    assert "nearest is resnet20" in caught.value.found
+    assert "conv1.weight is (16, 1, 3, 3), expected (16, 3, 3, 3)" in caught.value.found
+    assert "--arch NAME" in caught.value.hint
+    assert "python:package.module:factory" in caught.value.hint
+
+
+def test_a_part_of_a_network_is_called_one(net: nn.Module, tmp_path: Path) -> None:
+    state = {key: value for key, value in net.state_dict().items() if not key.startswith("linear")}
+    with pytest.raises(InputError) as caught:
+        load_model(saved(tmp_path, state))
+    assert "a part of a network only" in caught.value.what
+    assert "missing linear.weight; missing linear.bias" in caught.value.found
+
+
+def test_another_width_is_compared_with_the_network_it_resembles(net: nn.Module, tmp_path: Path) -> None:
+    state = {
+        key: torch.zeros([2 * n if n in (16, 32, 64) else n for n in v.shape]) for key, v in net.state_dict().items()
+    }
+    with pytest.raises(InputError, match=r"nearest is resnet20, 1 of \d+ keys agree: .*expected \(16, 3, 3, 3\)"):
+        load_model(saved(tmp_path, state))
+
+
+def test_an_unknown_network_shows_its_first_keys(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"8 keys, first conv\.weight, conv\.bias"):
+        load_model(saved(tmp_path, Tiny().state_dict()))
+
+
+def test_an_unknown_architecture_is_an_error_before_the_file_is_read() -> None:
+    with pytest.raises(UsageError, match="resnet32"):
+        load_model("/absent/file.pt", arch="resent32")
+
+
+def test_a_named_architecture_is_used(net: nn.Module, tmp_path: Path) -> None:
+    loaded = load_model(saved(tmp_path, net.state_dict()), arch="resnet20")
+    assert (loaded.arch, loaded.recognised) == ("resnet20", "--arch")
+
+
+# Factories
+
+
+@pytest.fixture
+def factories(here: Path) -> Iterator[str]:
+    """A module in the current folder that is not installed anywhere."""
+    (here / "their_nets.py").write_text(
+        "import torch\n"
+        "from tests.test_models import Tiny\n"
+        "class Wrapped(torch.nn.Module):\n"
+        "    def __init__(self, num_classes):\n"
+        "        super().__init__()\n"
+        "        self.register_buffer('mean', torch.full((3, 1, 1), 0.5))\n"
+        "        self.register_buffer('std', torch.full((3, 1, 1), 0.25))\n"
+        "        self.model = Tiny(num_classes)\n"
+        "    def forward(self, x):\n"
+        "        return self.model((x - self.mean) / self.std)\n"
+        "def make(): return Tiny(6)\n"
+        "def sized(num_classes): return Tiny(num_classes)\n"
+        "def fails(): raise RuntimeError('no luck')\n"
+        "def leaves(): raise SystemExit(0)\n"
+        "def state(): return Tiny().state_dict()\n"
+        "def features(): return torch.nn.Conv2d(3, 8, 3)\n"
+        "answer = 42\n"
+    )
+    (here / "broken_nets.py").write_text("import absent_module\n")
+    yield "their_nets"
+    for name in ("their_nets", "broken_nets"):
+        sys.modules.pop(name, None)
+
+
+def test_a_factory_in_the_current_folder_gives_the_network(factories: str) -> None:
+    path = list(sys.path)
+    loaded = load_model("python:their_nets:make")
+    assert (loaded.arch, loaded.recognised, loaded.num_classes) == ("their_nets:make", "factory", 6)
+    assert loaded.label == "python-their_nets-make"
+    assert loaded.sha256 == state_sha256(loaded.network.state_dict())
+    assert loaded.mean is None
+    assert sys.path == path
+    assert load_model("python:their_nets:sized", num_classes=9).num_classes == 9
+    assert load_model("python:their_nets:make", num_classes=9).num_classes == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("their_nets:fails", "RuntimeError: no luck"),
+        ("their_nets:leaves", "SystemExit"),
+        ("their_nets:state", "OrderedDict"),
+        ("their_nets:features", "Tensor"),
+        ("their_nets:sized", "num_classes"),
+        ("their_nets:answer", "no factory 'answer'"),
+        ("their_nets:absent", "no factory 'absent'"),
+        ("broken_nets:make", "absent_module"),
+        ("no_such_package.nets:make", "no_such_package"),
+    ],
+)
+def test_a_factory_that_fails_is_an_input_error(name: str, words: str, factories: str) -> None:
+    with pytest.raises(InputError, match=words):
+        load_model(f"python:{name}")
+
+
+@pytest.mark.parametrize("name", ["", "their_nets", ":make", "their_nets:", "their nets:make", "a..b:make"])
+def test_a_factory_of_another_form_is_a_usage_error(name: str) -> None:
+    with pytest.raises(UsageError, match=r"package\.module:factory"):
+        load_model(f"python:{name}")
+
+
+def test_a_factory_gives_the_architecture_of_a_file_with_the_class_count_of_its_weights(
+    factories: str, here: Path
+) -> None:
+    network = lively(Tiny(17))
+    loaded = load_model(saved(here, {"state_dict": prefixed(network.state_dict(), "module.")}), arch="their_nets:sized")
+    assert (loaded.arch, loaded.recognised, loaded.num_classes) == ("their_nets:sized", "--arch", 17)
+    assert loaded.prefixes == ("module.",)
+    assert_same(loaded.network, network)
+
+
+def test_a_factory_takes_localnorm_weights_too(factories: str, here: Path) -> None:
+    network = convert_to_localnorm(lively(Tiny(10)), 2)
+    loaded = load_model(saved(here, network.state_dict()), arch="their_nets:sized")
+    assert loaded.n_groups == 2
+    assert_same(loaded.network, network)
+
+
+def test_a_factory_that_normalises_itself_is_not_normalised_twice(factories: str, here: Path) -> None:
+    network = lively(build_network("their_nets:Wrapped", num_classes=10))
+    loaded = load_model(saved(here, network.state_dict()), arch="their_nets:Wrapped")
+    assert (loaded.mean, loaded.std, loaded.preprocessing, loaded.prefixes) == ((), (), "the network itself", ())
+    assert_same(loaded.network, network)
+
+
+def test_a_factory_that_does_not_fit_lists_the_keys(factories: str, net: nn.Module, here: Path) -> None:
+    with pytest.raises(InputError, match=r"does not fit their_nets:sized\nfound: \d+ keys differ, first missing conv"):
+        load_model(saved(here, net.state_dict()), arch="their_nets:sized")
+
+
+# Names
+
+
+def test_an_unknown_kind_of_model_is_a_usage_error_with_near_matches() -> None:
+    with pytest.raises(UsageError, match="torchvision"):
+        load_model("torchvison:resnet18")
+    with pytest.raises(UsageError, match="hf-hub"):
+        load_model("hf-hub:someone/something")
+    for spec, near in (("torchvision:resnet17", "resnet18"), ("demo:nb", "bn")):
+        with pytest.raises(UsageError, match=near):
+            load_model(spec)
+
+
+def test_an_architecture_beside_a_name_is_said_to_be_unused(factories: str) -> None:
+    assert "--arch resnet20 is for files" in load_model("python:their_nets:make", arch="resnet20").warnings[0]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of torch.hub."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_torchvision_weights_in_the_cache_load_offline_with_the_zoo_preprocessing(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LNBENCH_OFFLINE", "1")
+    network = ARCHITECTURES["squeezenet1_1"].build(1000).eval()
+    file = hub / "squeezenet1_1-b8a52dc0.pth"
+    torch.save(network.state_dict(), file)
+    loaded = load_model("torchvision:squeezenet1_1")
+    assert (loaded.label, loaded.recognised, loaded.num_classes) == ("torchvision-squeezenet1_1", "zoo", 1000)
+    assert (loaded.mean, loaded.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert loaded.preprocessing == "zoo"
+    assert loaded.geometry == models.Geometry(256, 224, "bilinear")
+    assert loaded.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert_same(loaded.network, network, 64)
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(InputError, match="damaged"):
+        load_model("torchvision:squeezenet1_1")
+
+
+def test_a_download_that_is_forbidden_is_a_resource_error(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LNBENCH_OFFLINE", "1")
+    with pytest.raises(ResourceError, match="LNBENCH_OFFLINE"):
+        load_model("torchvision:resnet18")
+
+
+def test_a_download_that_fails_is_a_resource_error(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LNBENCH_OFFLINE", raising=False)
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ResourceError, match="cannot be downloaded"):
+        load_model("torchvision:resnet18")
+
+
+@pytest.mark.parametrize(("kind", "norm_groups"), [("bn", False), ("ln", True)])
+def test_the_demo_models_load(kind: str, norm_groups: bool) -> None:
+    if not (Path(models.__file__).parent / "demo" / f"{kind}.safetensors").exists():
+        pytest.skip("the demo weights are not in this checkout")
+    loaded = load_model(f"demo:{kind}")
+    assert (loaded.label, loaded.arch, loaded.recognised) == (f"demo-{kind}", "demo-net", "file metadata")
+    assert loaded.num_classes == 10
+    assert loaded.mean is not None
+    assert (loaded.n_groups is not None) == (loaded.group_size is not None) == norm_groups
+
+
+# Modules in Python
+
+
+def test_a_module_of_the_caller_stays_as_it_is() -> None:
+    network = Tiny().double().train()
+    loaded = wrap_module(network)
+    assert (loaded.arch, loaded.label, loaded.recognised, loaded.num_classes) == ("Tiny", "Tiny", "module", 5)
+    assert network.training
+    assert all(p.dtype == torch.float64 and p.requires_grad for p in network.parameters())
+    assert not loaded.network.training
+    assert not any(p.dtype == torch.float64 or p.requires_grad for p in loaded.network.parameters())
+
+
+def test_the_digest_of_weights_depends_on_names_and_values_only() -> None:
+    state = Tiny().state_dict()
+    assert state_sha256(state) == state_sha256(dict(reversed(state.items())))
+    assert state_sha256(state) != state_sha256({**state, "head.bias": state["head.bias"] + 1})
+    assert state_sha256({"a": state["head.bias"]}) != state_sha256({"b": state["head.bias"]})
+
+
+def test_new_networks_are_built_by_name_or_factory(factories: str) -> None:
+    assert build_network("resnet20", num_classes=4).training
+    assert isinstance(build_network("their_nets:sized", num_classes=4), Tiny)
+    with pytest.raises(UsageError, match="demo-net"):
+        build_network("demonet", num_classes=4)
+
+
+# Preprocessing
+
+
+def test_the_classifier_alone_applies_mean_and_std() -> None:
+    x = images()
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    assert torch.equal(Classifier(nn.Identity(), MEAN, STD)(x), (x - mean) / std)
+    assert torch.equal(Classifier(nn.Identity(), (), ())(x), x)
+    assert Classifier(nn.Identity(), MEAN, STD).state_dict() == {}
+
+
+def test_normalize_is_read_by_name_or_as_numbers() -> None:
+    assert parse_normalize("auto") is None
+    assert parse_normalize("none") == ((), ())
+    assert parse_normalize("half") == ((0.5,) * 3, (0.5,) * 3)
+    assert parse_normalize("imagenet") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert parse_normalize("0.5,0.5,0.5;0.2, 0.2,0.2") == ((0.5,) * 3, (0.2,) * 3)
+    assert parse_normalize("0.5;1") == ((0.5,), (1.0,))
+
+
+@pytest.mark.parametrize("text", ["imagnet", "", "1;2;3", "a;b", ";", "0.5;0", "0;-1", "nan;1", "0;inf", "0,0,0;1,1"])
+def test_a_normalisation_that_is_none_is_a_usage_error(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_normalize(text)
+    assert caught.value.hint
+
+
+class Ruler(nn.Module):
+    """Right exactly where the images come normalised by what it was made for; undecided otherwise."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.undo = mean or (0.0,), std or (1.0,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in self.undo)
+        grey = (x * std + mean).mean((1, 2, 3))
+        distance = (grey[:, None] - torch.linspace(0, 1, 50)).abs()
+        return -400 * distance
+
+
+@pytest.mark.parametrize("name", PREPROCESSINGS)
+def test_the_probe_finds_the_preprocessing_that_a_network_was_made_for(name: str) -> None:
+    labels = torch.arange(50).repeat(12)
+    x = torch.linspace(0, 1, 50).repeat(12).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    row = PREPROCESSINGS[name]
+    choice = choose_preprocessing(Ruler(row.mean, row.std), x, labels)
+    assert (choice.name, choice.mean, choice.std) == (name, row.mean, row.std)
+    assert choice.accuracies[name] == 1
+    assert set(choice.accuracies) == set(PREPROCESSINGS)
+    assert choice.text.startswith(f"{name}: 100.0% of 512 clean images right (")
+    assert "near tie" not in choice.text
+
+
+def test_a_near_tie_goes_to_the_better_likelihood_and_is_said() -> None:
+    class Unsure(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            # Always the same class; the smaller the values, the less sure.
+            return torch.stack([x.abs().amax((1, 2, 3)) + 1, torch.zeros(len(x))], 1)
+
+    choice = choose_preprocessing(Unsure(), images(n=40), torch.arange(40) % 2)
+    assert choice.accuracies == dict.fromkeys(choice.accuracies, 0.5)
+    assert choice.name in ("half", "none")
+    assert "a near tie, decided by negative log-likelihood" in choice.text
+
+
+def test_logits_that_are_not_finite_count_as_wrong() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.full((len(x), 2), torch.nan)
+
+    choice = choose_preprocessing(Broken(), images(), torch.zeros(4, dtype=torch.int64))
+    assert set(choice.accuracies.values()) == {0.0}
+
+
+# Real checkpoints
+
+
+@pytest.fixture(scope="module")
+def cifar(shared: Path) -> tuple[Tensor, Tensor]:
+    """512 images of the test set in a fixed random order, and their labels."""
+    archive = shared / "data" / "cifar10-jpeg-test.tar.gz"
+    with tarfile.open(archive) as tar:
+        files = sorted((m for m in tar if m.isfile() and m.name.endswith((".jpg", ".jpeg"))), key=lambda m: m.name)
+        classes = sorted({Path(m.name).parent.name for m in files})
+        chosen = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))[:512].tolist()
+        # The archive is read in its own order: jumping about in a gzip stream is slow.
+        wanted = sorted((files[i] for i in chosen), key=lambda m: m.offset)
+        pixels = [np.asarray(Image.open(tar.extractfile(m)).convert("RGB")) for m in wanted]  # type: ignore[arg-type]
+        labels = [classes.index(Path(m.name).parent.name) for m in wanted]
+    order = torch.randperm(512, generator=torch.Generator().manual_seed(1))
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float()[order] / 255, torch.tensor(labels)[order]
+
+
+@pytest.mark.parametrize(("name", "arch"), [("resnet20-12fca82f", "resnet20"), ("resnet32-d509ac18", "resnet32")])
+def test_real_checkpoints_load_by_recognition_and_the_probe_finds_their_preprocessing(
+    name: str, arch: str, shared: Path, cifar: tuple[Tensor, Tensor]
+) -> None:
+    loaded = load_model(str(shared / "checkpoints" / f"{name}.th"))
+    assert (loaded.arch, loaded.recognised, loaded.num_classes, loaded.label) == (arch, "keys and shapes", 10, name)
+    assert (loaded.container, loaded.prefixes, loaded.warnings) == ("state_dict", ("module.",), ())
+    # The files are named after their digests.
+    assert loaded.sha256.startswith(name.rpartition("-")[2])
+    choice = choose_preprocessing(loaded.network, *cifar)
+    assert choice.name == "imagenet"
+    assert 0.75 < choice.accuracies["imagenet"] < 0.88
+
+
+def test_the_surface_is_what_is_imported() -> None:
+    imported = {
+        name for name, value in vars(models).items() if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert set(models.__all__) == imported
