@@ -59,12 +59,13 @@ def _common(
 _ClickException: type[BaseException] = typer.BadParameter.__mro__[2]
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, on its way through the same clean-up as Ctrl-C."""
+_signals: list[int] = []  # received so far; typer turns the exception below into its own, which has no number
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the signature of a signal handler
-    raise _Terminated
+    """Let SIGTERM take the same way out as Ctrl-C, through every clean-up."""
+    _signals.append(number)
+    raise KeyboardInterrupt
 
 
 class _PlainFormatter(logging.Formatter):
@@ -92,10 +93,8 @@ def _run() -> int:
             return 0
         context = getattr(error, "ctx", None)
         return _report(error, 2, *_plain_words(error), f"{context.command_path if context else 'lnbench'} --help")
-    except _Terminated:
-        return 143
     except (KeyboardInterrupt, typer.Abort):
-        return 130
+        return 128 + (_signals[0] if _signals else signal.SIGINT)
     except BrokenPipeError:
         # The reader of stdout has gone (`lnbench eval … | head`); that is its right.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,315 @@
+"""The console script as a user meets it: output, exit codes, three-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from robustbench_ln.norms import EVAL_MODES
+from tests.conftest import random_network, toy_arrays
+
+SCRIPT = shutil.which("lnbench", path=str(Path(sys.executable).parent)) or shutil.which("lnbench")
+
+
+def lnbench(*arguments: str, cwd: Path, check: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    assert SCRIPT, "the console script lnbench is not installed beside this Python"
+    done = subprocess.run(
+        [SCRIPT, *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert check is None or done.returncode == check, done.stderr
+    return done
+
+
+def error_of(done: subprocess.CompletedProcess[str]) -> str:
+    """The three last lines on stderr, which every error ends with."""
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.strip().split("\n")[-3:]
+    assert [line.partition(":")[0] for line in lines] == ["error", "found", "try"], done.stderr
+    return "\n".join(lines)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and data, as a user has one."""
+    folder = tmp_path_factory.mktemp("desk")
+    images, labels = toy_arrays(60)
+    np.savez(folder / "data.npz", images=images, labels=labels)
+    torch.save({"state_dict": random_network().state_dict()}, folder / "bn.pt")
+    return folder
+
+
+QUICK = ("--data", "npz:data.npz", "--noise", "agn=0,1", "--modes", "bn,dynbn-batch:16", "--normalize", "half")
+
+
+def test_the_main_job_prints_a_table_and_writes_a_folder(desk: Path) -> None:
+    done = lnbench("eval", "--model", "bn.pt", *QUICK, cwd=desk)
+    assert "dynbn-batch" in done.stdout
+    assert "agn" in done.stdout
+    assert "area" in done.stdout
+    assert "runs/bn-data" in done.stderr
+    document = json.loads((desk / "runs" / "bn-data" / "results.json").read_text())
+    assert len(document["rows"]) == 6
+    assert document["run"]["command"].endswith(" ".join(QUICK))
+    again = lnbench("eval", "--model", "bn.pt", *QUICK, cwd=desk)
+    assert again.stdout == done.stdout
+
+
+def test_json_is_one_document_and_nothing_else(desk: Path) -> None:
+    done = lnbench("eval", "--model", "bn.pt", *QUICK, "--json", "--out", "json", cwd=desk)
+    document = json.loads(done.stdout)
+    assert document["schema_version"] == 1
+    for row in document["rows"]:
+        assert row["accuracy"] == row["correct"] / row["n"]
+        assert row["ci95"][0] <= row["accuracy"] <= row["ci95"][1]
+
+
+def test_quiet_leaves_stderr_to_warnings(desk: Path) -> None:
+    done = lnbench("eval", "--model", "bn.pt", *QUICK, "--quiet", "--out", "quiet", cwd=desk)
+    assert all(line.startswith("warning: ") for line in done.stderr.splitlines())
+
+
+def test_a_config_file_holds_any_option_and_the_command_line_wins(desk: Path) -> None:
+    (desk / "run.yaml").write_text("model: bn.pt\ndata: npz:data.npz\nnoise: [agn]\nsigma: 0,1\nmodes: bn\nlimit: 20\n")
+    done = lnbench("eval", "--config", "run.yaml", "--limit", "30", "--json", "--out", "config", cwd=desk)
+    document = json.loads(done.stdout)
+    assert document["run"]["limit"] == 30
+    assert {row["mode"] for row in document["rows"]} == {"bn"}
+    (desk / "bad.yaml").write_text("sigmas: 1\n")
+    assert "sigma" in error_of(lnbench("eval", "--config", "bad.yaml", cwd=desk, check=2))
+
+
+def test_the_demo_runs_offline_and_shows_the_papers_effect(tmp_path: Path) -> None:
+    done = lnbench(
+        "eval", "--model", "demo:bn", "--model", "demo:ln", "--noise", "agn=0,2", "--json", cwd=tmp_path, LNBENCH_OFFLINE="1"
+    )
+    rows = json.loads(done.stdout)["rows"]
+    accuracy = {(row["mode"], row["condition"]["name"], row["condition"]["level"]): row["accuracy"] for row in rows}
+    assert 0.85 <= accuracy["bn", "clean", 0] <= 0.97
+    assert accuracy["ln-batch", "clean", 0] >= 0.85
+    for mode in ("ln-batch", "ln-voting", "dynbn-batch"):
+        assert accuracy[mode, "agn", 2] > accuracy["bn", "agn", 2] + 0.1
+
+
+@pytest.mark.parametrize("model", ["demo:bn", "demo:ln", "bn.pt"])
+def test_inspect_tells_what_a_model_is(desk: Path, model: str) -> None:
+    facts = json.loads(lnbench("inspect", model, "--json", cwd=desk).stdout)
+    assert facts["arch"] == "demo-net"
+    assert facts["num_classes"] == 10
+    assert facts["norm_layers"] == 4
+    assert facts["norm"] == ("ln" if model == "demo:ln" else "bn")
+    assert set(facts["modes"]) <= {*EVAL_MODES, "bn-adapt:16"}
+    assert "demo-net" in lnbench("inspect", model, cwd=desk).stdout
+
+
+def test_inspect_runs_the_network_on_a_probe(desk: Path) -> None:
+    images = np.random.default_rng(0).random((3, 3, 16, 16), np.float32)
+    np.save(desk / "probe.npy", images)
+    lnbench("inspect", "bn.pt", "--normalize", "half", "--probe", "probe.npy", "--logits", "logits.json", cwd=desk)
+    with torch.no_grad():
+        expected = random_network()((torch.from_numpy(images) - 0.5) / 0.5)
+    assert np.allclose(json.loads((desk / "logits.json").read_text()), expected.numpy(), atol=1e-5)
+    np.save(desk / "bad.npy", images * 255)
+    error_of(lnbench("inspect", "bn.pt", "--probe", "bad.npy", "--logits", "x.json", cwd=desk, check=3))
+
+
+@pytest.mark.parametrize("kind", ["modes", "noises", "ranges", "presets", "data", "architectures"])
+def test_list_names_everything(desk: Path, kind: str) -> None:
+    table = json.loads(lnbench("list", kind, "--json", cwd=desk).stdout)[kind]
+    text = lnbench("list", kind, cwd=desk).stdout
+    for row in table:
+        name = next(iter(row.values()))
+        assert name in text
+        assert all(row.values())
+
+
+@pytest.mark.parametrize("command", [[], ["eval"], ["inspect"], ["list"]])
+def test_help_shows_examples_and_needs_no_torch(desk: Path, command: list[str]) -> None:
+    (desk / "poison").mkdir(exist_ok=True)
+    (desk / "poison" / "torch.py").write_text("raise SystemExit('torch was imported')")
+    done = lnbench(*command, "--help", cwd=desk, PYTHONPATH=str(desk / "poison"))
+    assert "Usage" in done.stdout
+    if command:
+        assert f"lnbench {command[0]}" in done.stdout.partition("Examples")[2]
+
+
+def test_the_version_names_torch_and_the_device(desk: Path) -> None:
+    assert torch.__version__ in lnbench("--version", cwd=desk).stdout
+
+
+def test_the_module_is_the_command(desk: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "robustbench_ln", "list", "ranges"], cwd=desk, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "rescale" in done.stdout
+
+
+# ---- Bad input: code, three lines, no traceback, before anything is loaded -----------------------------------------
+
+MODEL = ("eval", "--model", "no-such-model.pt")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((*MODEL, "--modes", "bnn"), "bn"),
+        ((*MODEL, "--noise", "agm"), "agn"),
+        ((*MODEL, "--range", "clap"), "clip"),
+        ((*MODEL, "--arch", "resnet21"), "resnet20"),
+        ((*MODEL, "--sigma", "-0.5"), "-0.5"),
+        ((*MODEL, "--sigma", "nan"), "nan"),
+        ((*MODEL, "--sigma", "much"), "much"),
+        ((*MODEL, "--noise", "mbn=1.5"), "probability"),
+        ((*MODEL, "--preset", "paper-fig7"), "paper-fig6"),
+        ((*MODEL, "--limit", "0"), "--limit"),
+        ((*MODEL, "--limit", "many"), "--limit"),
+        ((*MODEL, "--device", "gpu"), "--device"),
+        (("eval", "--modell", "x"), "--model"),
+        (("evaluate",), "eval"),
+        (("eval",), "--model"),
+        (("eval", "--model", "demo:bn", "--modes", "ln-batch"), "LocalNorm"),
+        (("eval", "--model", "demo:bn", "--data", "cifra10"), "cifar10"),
+        (("eval", "--model", "demo:xx"), "demo"),
+        (("eval", "--model", "zoo:resnet"), "torchvision"),
+        (("list", "moods"), "modes"),
+        (("inspect", "demo:bn", "--probe", "x.npy"), "--logits"),
+    ],
+)
+def test_usage_errors_exit_2_and_offer_a_way(desk: Path, arguments: tuple[str, ...], says: str) -> None:
+    assert says in error_of(lnbench(*arguments, cwd=desk, check=2))
+
+
+@pytest.fixture(scope="module")
+def bad_files(desk: Path) -> Path:
+    folder = desk / "bad"
+    folder.mkdir()
+    good = (desk / "bn.pt").read_bytes()
+    (folder / "empty.pt").write_bytes(b"")
+    (folder / "truncated.pt").write_bytes(good[: len(good) // 2])
+    (folder / "page.pt").write_text("<!DOCTYPE html><html><body>404</body></html>")
+    (folder / "pointer.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    torch.save(nn.Linear(2, 2), folder / "module.pt")
+    network = random_network()
+    torch.save({"optimizer": torch.optim.SGD(network.parameters(), 0.1).state_dict()}, folder / "optimizer.pt")
+    torch.save({f"strange.{key}": value for key, value in network.state_dict().items()}, folder / "strange.pt")
+    torch.save(random_network(classes=4).state_dict(), folder / "classes.pt")
+    (folder / "no-images").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("empty.pt", "empty"),
+        ("truncated.pt", ""),
+        ("page.pt", "HTML"),
+        ("pointer.pt", "LFS"),
+        ("module.pt", "--trust"),
+        ("optimizer.pt", "optimizer"),
+        ("strange.pt", "--arch"),
+        ("classes.pt", "4 logits"),
+        ("missing.pt", "missing.pt"),
+    ],
+)
+def test_bad_checkpoints_exit_3_and_name_the_cause(desk: Path, bad_files: Path, file: str, says: str) -> None:
+    assert says in error_of(lnbench("eval", "--model", str(bad_files / file), *QUICK, cwd=desk, check=3))
+
+
+def test_bad_data_exits_3(desk: Path, bad_files: Path) -> None:
+    for data in (f"imagefolder:{bad_files / 'no-images'}", "imagefolder:missing", "npz:bn.pt"):
+        error_of(lnbench("eval", "--model", "demo:bn", "--data", data, cwd=desk, check=3))
+
+
+def test_unreadable_images_are_counted_named_and_left_out_on_request(desk: Path) -> None:
+    from PIL import Image
+
+    folder = desk / "pictures"
+    images, labels = toy_arrays(40)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        (folder / f"c{label}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"c{label}" / f"{i:03}.png")
+    victims = sorted(folder.rglob("*.png"))[::5][:7]
+    for victim in victims:
+        victim.write_bytes(victim.read_bytes()[:40])
+    arguments = ("eval", "--model", "bn.pt", "--data", "imagefolder:pictures", "--noise", "agn=0", "--modes", "bn")
+    error = error_of(lnbench(*arguments, cwd=desk, check=3))
+    assert "7" in error
+    assert sum(victim.name in error for victim in victims) == 5
+    done = lnbench(*arguments, "--on-bad-image", "skip", "--json", cwd=desk)
+    document = json.loads(done.stdout)
+    assert document["data"]["n"] == 33
+    assert any("7" in warning for warning in document["run"]["warnings"])
+
+
+def test_a_folder_of_other_settings_exits_2_and_keeps_what_is_there(desk: Path) -> None:
+    arguments = ("eval", "--model", "bn.pt", *QUICK, "--out", "kept")
+    lnbench(*arguments, cwd=desk)
+    before = (desk / "kept" / "results.json").read_bytes()
+    assert "seed" in error_of(lnbench(*arguments, "--seed", "1", cwd=desk, check=2))
+    assert (desk / "kept" / "results.json").read_bytes() == before
+    (desk / "file").write_text("")
+    error_of(lnbench(*arguments[:-1], "file", cwd=desk, check=2))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_saves_and_says_how_to_go_on(desk: Path, number: signal.Signals, code: int) -> None:
+    out = desk / f"interrupted-{code}"
+    arguments = [
+        "eval", "--model", "bn.pt", "--data", "npz:data.npz", "--noise", "agn=0:60:0.1", "--modes", "bn", "--normalize",
+        "half", "--threads", "1", "--out", str(out),
+    ]  # fmt: skip
+    assert SCRIPT
+    process = subprocess.Popen([SCRIPT, *arguments], cwd=desk, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("rows/*.row"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert stdout == ""
+    assert "go on with: lnbench eval" in stderr
+    assert "Traceback" not in stderr
+    kept = len(list(out.glob("rows/*.row")))
+    assert len(json.loads((out / "results.json").read_text())["rows"]) == kept
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_names_from_files_are_shown_inert(desk: Path) -> None:
+    hostile = desk / "\x1b[31m[bold]evil\nname.pt"
+    hostile.write_bytes((desk / "bn.pt").read_bytes())
+    done = lnbench("eval", "--model", hostile.name, *QUICK, "--out", "hostile", cwd=desk)
+    assert "\x1b[31m" not in done.stdout + done.stderr
+
+
+# ---- The real thing -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("file", "right"), [("resnet20-12fca82f.th", 0.81), ("resnet32-d509ac18.th", 0.825)])
+def test_real_checkpoints_are_recognised_with_their_preprocessing(
+    tmp_path: Path, shared: Path, cifar_test: Path, file: str, right: float
+) -> None:
+    done = lnbench(
+        "eval", "--model", str(shared / "checkpoints" / file), "--data", f"imagefolder:{cifar_test}", "--noise", "agn=0",
+        "--modes", "bn", "--limit", "400", "--json", cwd=tmp_path,
+    )  # fmt: skip
+    document = json.loads(done.stdout)
+    assert document["models"][0]["arch"] == file.partition("-")[0]
+    assert document["models"][0]["mean"] == pytest.approx([0.485, 0.456, 0.406])
+    assert abs(document["rows"][0]["accuracy"] - right) < 0.07
