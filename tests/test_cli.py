@@ -64,8 +64,8 @@ def test_the_main_job_prints_a_table_and_writes_a_folder(desk: Path) -> None:
     assert "dynbn-batch" in done.stdout
     assert "agn" in done.stdout
     assert "area" in done.stdout
-    assert "runs/bn-data" in done.stderr
-    document = json.loads((desk / "runs" / "bn-data" / "results.json").read_text())
+    assert "runs/bn-npz-data" in done.stderr
+    document = json.loads((desk / "runs" / "bn-npz-data" / "results.json").read_text())
     assert len(document["rows"]) == 6
     assert document["run"]["command"].endswith(" ".join(QUICK))
     again = lnbench("eval", "--model", "bn.pt", *QUICK, cwd=desk)
@@ -98,7 +98,16 @@ def test_a_config_file_holds_any_option_and_the_command_line_wins(desk: Path) ->
 
 def test_the_demo_runs_offline_and_shows_the_papers_effect(tmp_path: Path) -> None:
     done = lnbench(
-        "eval", "--model", "demo:bn", "--model", "demo:ln", "--noise", "agn=0,2", "--json", cwd=tmp_path, LNBENCH_OFFLINE="1"
+        "eval",
+        "--model",
+        "demo:bn",
+        "--model",
+        "demo:ln",
+        "--noise",
+        "agn=0,2",
+        "--json",
+        cwd=tmp_path,
+        LNBENCH_OFFLINE="1",
     )
     rows = json.loads(done.stdout)["rows"]
     accuracy = {(row["mode"], row["condition"]["name"], row["condition"]["level"]): row["accuracy"] for row in rows}
@@ -155,7 +164,9 @@ def test_the_version_names_torch_and_the_device(desk: Path) -> None:
 
 
 def test_the_module_is_the_command(desk: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "robustbench_ln", "list", "ranges"], cwd=desk, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "robustbench_ln", "list", "ranges"], cwd=desk, capture_output=True, text=True
+    )
     assert done.returncode == 0
     assert "rescale" in done.stdout
 
@@ -276,7 +287,9 @@ def test_an_interrupt_saves_and_says_how_to_go_on(desk: Path, number: signal.Sig
         "half", "--threads", "1", "--out", str(out),
     ]  # fmt: skip
     assert SCRIPT
-    process = subprocess.Popen([SCRIPT, *arguments], cwd=desk, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [SCRIPT, *arguments], cwd=desk, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while len(list(out.glob("rows/*.row"))) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -306,7 +319,8 @@ def test_real_checkpoints_are_recognised_with_their_preprocessing(
     tmp_path: Path, shared: Path, cifar_test: Path, file: str, right: float
 ) -> None:
     done = lnbench(
-        "eval", "--model", str(shared / "checkpoints" / file), "--data", f"imagefolder:{cifar_test}", "--noise", "agn=0",
+        "eval", "--model", str(shared / "checkpoints" / file), "--data", f"imagefolder:{cifar_test}",
+        "--noise", "agn=0",
         "--modes", "bn", "--limit", "400", "--json", cwd=tmp_path,
     )  # fmt: skip
     document = json.loads(done.stdout)

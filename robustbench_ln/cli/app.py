@@ -79,7 +79,12 @@ def main() -> NoReturn:
     handler.setFormatter(_PlainFormatter())
     logging.getLogger("robustbench_ln").addHandler(handler)
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(_run())
+    code: int | str | None
+    try:
+        code = _run()
+    except SystemExit as leaving:  # typer's own way out of an interrupt, in newer versions
+        code = leaving.code
+    sys.exit(128 + _signals[0] if _signals else code)
 
 
 def _run() -> int:
@@ -94,7 +99,7 @@ def _run() -> int:
         context = getattr(error, "ctx", None)
         return _report(error, 2, *_plain_words(error), f"{context.command_path if context else 'lnbench'} --help")
     except (KeyboardInterrupt, typer.Abort):
-        return 128 + (_signals[0] if _signals else signal.SIGINT)
+        return 130
     except BrokenPipeError:
         # The reader of stdout has gone (`lnbench eval … | head`); that is its right.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
