@@ -79,6 +79,9 @@ def main() -> NoReturn:
     handler.setFormatter(_PlainFormatter())
     logging.getLogger("robustbench_ln").addHandler(handler)
     signal.signal(signal.SIGTERM, _terminate)
+    # Read when torch is loaded: waiting OpenMP threads sleep instead of spinning. On a machine that is busy with other
+    # things, spinning made the demo run several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code: int | str | None
     try:
         code = _run()
