@@ -87,11 +87,14 @@ def test_quiet_leaves_stderr_to_warnings(desk: Path) -> None:
 
 
 def test_a_config_file_holds_any_option_and_the_command_line_wins(desk: Path) -> None:
-    (desk / "run.yaml").write_text("model: bn.pt\ndata: npz:data.npz\nnoise: [agn]\nsigma: 0,1\nmodes: bn\nlimit: 20\n")
+    (desk / "run.yaml").write_text(
+        "model: bn.pt\ndata: npz:data.npz\nnoise: [agn]\nsigma: 0:1:0.5\nmodes: bn\nlimit: 20\n"
+    )
     done = lnbench("eval", "--config", "run.yaml", "--limit", "30", "--json", "--out", "config", cwd=desk)
     document = json.loads(done.stdout)
     assert document["run"]["limit"] == 30
     assert {row["mode"] for row in document["rows"]} == {"bn"}
+    assert [row["condition"]["level"] for row in document["rows"]] == [0, 0, 0.5, 1]
     (desk / "bad.yaml").write_text("sigmas: 1\n")
     assert "sigma" in error_of(lnbench("eval", "--config", "bad.yaml", cwd=desk, check=2))
 

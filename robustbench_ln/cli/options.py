@@ -19,7 +19,8 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     import yaml
 
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        # Scalars stay text, as on the command line: YAML 1.1 would read the grid 0:1:0.5 as a number to base 60.
+        content: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"cannot read {path}", found=str(error).replace("\n", " "), hint="a YAML file") from None
     if not isinstance(content, dict):
@@ -134,7 +135,7 @@ WorkersOpt = Annotated[
 ]
 OutOpt = Annotated[
     Path | None,
-    typer.Option("--out", help="Run folder. [default: runs/<model>-<data>]", rich_help_panel=_OUT),
+    typer.Option("--out", help="Run folder. [default: runs/`MODEL`-`DATA`]", rich_help_panel=_OUT),
 ]
 JsonOpt = Annotated[
     bool, typer.Option("--json", help="Print one JSON document to stdout, nothing else.", rich_help_panel=_OUT)
