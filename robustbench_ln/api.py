@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,8 +128,17 @@ def evaluate_plan(
     out: str | Path | None = None,
     workers: int = 0,
     on_event: Callable[[Event], None] | None = None,
+    command: str = "",
 ) -> Results:
-    """Carry out a plan; see :func:`evaluate`. However it ends, what is finished is saved."""
+    """Carry out a plan; see :func:`evaluate`. However it ends, what is finished is saved.
+
+    Args:
+        plan: from :func:`~robustbench_ln.planning.plan_run`.
+        out: run folder; None keeps everything in memory.
+        workers: processes that evaluate conditions side by side.
+        on_event: called with every event.
+        command: the command line to record.
+    """
     with open_run(Path(out) if out is not None else None, plan.manifest) as run:
         try:
             for event in evaluation.run(plan, run.get, workers=workers):
@@ -141,19 +148,19 @@ def evaluate_plan(
                     on_event(event)
         finally:
             # An interrupt passes through here: the documents then hold the rows that are done.
-            results = _collect(plan, run)
+            results = _collect(plan, run, command)
             if isinstance(run, FolderRun) and len(results):
                 _write_everything(run, results)
         return results
 
 
-def _collect(plan: Plan, run: Run) -> Results:
+def _collect(plan: Plan, run: Run, command: str) -> Results:
     indices = np.sort(plan.order[: plan.limit].numpy())
     rows = [cell.row for _, cell in run.cells()]
     info = RunInfo(
         lnbench_version=__version__,
         created=run.manifest.created,
-        command=shlex.join(sys.argv),
+        command=command,
         seed=plan.seed,
         limit=plan.manifest.limit,
         precision=plan.manifest.precision,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -113,7 +114,13 @@ def eval_command(
         )
         folder = out or default_folder([info.id for info in plan.manifest.models], plan.manifest.data.id)
         with Display(plan, folder, quiet=quiet) as display:
-            results = evaluate_plan(plan, out=folder, workers=workers, on_event=display.on_event)
+            results = evaluate_plan(
+                plan,
+                out=folder,
+                workers=workers,
+                on_event=display.on_event,
+                command=shlex.join(["lnbench", *sys.argv[1:]]),
+            )
     for warning in results.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if json:

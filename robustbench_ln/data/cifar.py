@@ -26,14 +26,14 @@ _SILENCE = 60.0  # seconds without a byte after which a download has failed; tor
 
 
 def open_cifar10(request: Request) -> Dataset:
-    """The opener of `--data cifar10[:DIR]`; without a folder, the files are downloaded once into the user's cache."""
+    """CIFAR-10 as torchvision reads it; without a folder it is downloaded once into the user's cache."""
     from torchvision.datasets import CIFAR10
 
     return _open("cifar10", CIFAR10, request)
 
 
 def open_cifar100(request: Request) -> Dataset:
-    """The opener of `--data cifar100[:DIR]`; labels are the 100 fine ones."""
+    """CIFAR-100 with its 100 fine labels; otherwise as cifar10."""
     from torchvision.datasets import CIFAR100
 
     return _open("cifar100", CIFAR100, request)

@@ -123,7 +123,7 @@ class ImageFolder(Dataset):
 
 
 def open_imagefolder(request: Request) -> Dataset:
-    """The opener of `--data imagefolder:DIR`."""
+    """A folder with one subfolder a class; the subfolders in alphabetical order are the labels."""
     if not request.argument:
         raise UsageError("imagefolder needs a folder", found=repr(request.source), hint="--data imagefolder:DIR")
     folder = existing_path(request.argument)

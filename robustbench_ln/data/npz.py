@@ -33,7 +33,7 @@ _LOCAL_HEADER = struct.Struct("<26xHH")  # a zip member's own header: the length
 
 
 def open_npz(request: Request) -> Dataset:
-    """The opener of `--data npz:FILE`.
+    """An archive with `images`, uint8 (N, H, W, 3), and `labels`.
 
     The file holds `images` uint8 (N, H, W, 3) and `labels` integers (N,), and may hold `classes`, an array of
     strings. Images that are stored uncompressed (`np.savez`) are read from the file when they are asked for, so memory

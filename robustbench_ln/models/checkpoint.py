@@ -311,7 +311,11 @@ def file_sha256(path: Path) -> str:
 
 def _unreadable(path: Path, error: OSError) -> InputError | ResourceError:
     if isinstance(error, FileNotFoundError):
-        return InputError("no such model file", found=str(path), hint="`lnbench list` shows the built-in models")
+        return InputError(
+            "no such model file",
+            found=str(path),
+            hint="a file, demo:bn, demo:ln, torchvision:NAME or python:package.module:factory",
+        )
     if path.is_dir():
         return InputError("the model is a folder, not a file", found=str(path), hint="a checkpoint file in it")
     return ResourceError("the model file cannot be read", found=str(error), hint="check its permissions")
@@ -355,7 +359,7 @@ def _is_optimizer(value: Any) -> bool:
     return isinstance(value, Mapping) and "param_groups" in value
 
 
-def save_model(path: Path, network: nn.Module, *, metadata: Mapping[str, Any]) -> None:
+def save_model(path: Path | str, network: nn.Module, *, metadata: Mapping[str, Any]) -> None:
     """Write weights and metadata as one safetensors file; the same content always gives the same bytes.
 
     Args:
@@ -368,6 +372,7 @@ def save_model(path: Path, network: nn.Module, *, metadata: Mapping[str, Any]) -
     """
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in network.state_dict().items()}
     content = _with_sorted_header(safetensors.torch.save(tensors, as_text(metadata)))
+    path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.write_bytes(content)
