@@ -157,9 +157,13 @@ class NetworkNorms:
         modes = [EVAL_MODES[name] for name in names]
         return [mode for mode in modes if not self.refusal(mode)] or [EVAL_MODES["native"]]
 
+    def runnable_modes(self) -> list[EvalMode]:
+        """Every mode this network can run, those that repeat another's numbers included."""
+        return [mode for mode in EVAL_MODES.values() if not self.refusal(mode)]
+
     def all_modes(self) -> list[EvalMode]:
         """Every mode this network can run, without exact duplicates."""
-        runnable = [mode for mode in EVAL_MODES.values() if not self.refusal(mode)]
+        runnable = self.runnable_modes()
         # native repeats `bn` (frozen statistics) or `ln-batch` (full batches) number for number.
         twin = {"bn": "bn", "ln": "ln-batch"}.get(self.kind)
         if any(mode.name == twin for mode in runnable):
