@@ -115,6 +115,10 @@ class Resized(Dataset):
         self._dataset = dataset
         self._geometry = geometry
 
+    def stem(self, index: int) -> str:
+        """See `Dataset.stem`."""
+        return self._dataset.stem(index)
+
     def pixels(self, indices: NDArray[np.int64]) -> Pixels:
         """See `Dataset.pixels`."""
         stored = self._dataset.pixels(indices)

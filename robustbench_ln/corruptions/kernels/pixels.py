@@ -1,0 +1,49 @@
+"""What all kernels share: the way back to 8 bits, and working through a batch in blocks that stay in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from robustbench_ln.corruptions.rng import ImageRng
+
+_BLOCK_VALUES = 1 << 18  # 1 MB of float32, half a usual core's second-level cache
+
+Rng = TypeVar("Rng", ImageRng, None)
+
+
+def to_uint8(values: Tensor) -> Tensor:
+    """Bring values on the scale 0 to 255 to 8 bits; `values` may be overwritten.
+
+    The generators end in ``np.uint8(np.clip(x, 0, 1) * 255)``, which cuts the fraction off and does not round.
+    """
+    # By way of 16 bits, since torch has no vectorised conversion from float to 8 bits.
+    return values.clamp_(0, 255).to(torch.int16).to(torch.uint8)
+
+
+def in_blocks(
+    images: Tensor,
+    rng: Rng,
+    kernel: Callable[[Tensor, Rng], Tensor],
+    *,
+    values: int = _BLOCK_VALUES,
+) -> Tensor:
+    """`kernel` over a batch, block by block. Every image has its own stream, so the cut changes no pixel.
+
+    Args:
+        images: ``(B, C, H, W)`` uint8.
+        rng: one stream an image; None for a kernel without chance.
+        kernel: takes images and their streams, returns uint8 images of the same shape.
+        values: pixel values in a block, at least one image.
+    """
+    step = max(1, values // max(1, images[:1].numel()))
+    if len(images) <= step:
+        return kernel(images, rng)
+    out = torch.empty_like(images)
+    for start in range(0, len(images), step):
+        part = slice(start, start + step)
+        out[part] = kernel(images[part], rng if rng is None else rng[part])
+    return out
