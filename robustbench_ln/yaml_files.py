@@ -64,10 +64,12 @@ def read_yaml(path: Path, *, as_text: bool = False) -> YamlFile:
         loader = (yaml.BaseLoader if as_text else yaml.SafeLoader)(text)
         # Aliases are found among the events: a composed tree no longer tells them.
         for event in yaml.parse(text, yaml.SafeLoader):
+            line = event.start_mark.line if event.start_mark else 0
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise _problem(path, event.start_mark.line, "anchors and aliases are not read")
-            if getattr(event, "tag", None):
-                raise _problem(path, event.start_mark.line, "tags are not read", found=event.tag)
+                raise _problem(path, line, "anchors and aliases are not read")
+            tag = getattr(event, "tag", None)
+            if tag:
+                raise _problem(path, line, "tags are not read", found=tag)
         node = loader.get_single_node()
         content = None if node is None else _plain(loader, node, (), lines, path)
     except yaml.MarkedYAMLError as error:

@@ -244,7 +244,8 @@ def defocus_blur(images: Tensor, rng: ImageRng | None = None, *, radius: float, 
         radius: of the disk, in pixels.
         alias_blur: standard deviation of the Gaussian that softens the rim.
 
-    Returns: ``(B, C, H, W)`` uint8.
+    Returns: ``(B, C, H, W)`` uint8. The weights of kernels above 25 pixels have 22 fraction bits: about one value in a
+        thousand is cut to the neighbouring grey level.
 
     Raises:
         InputError: the image is smaller than the margin that has to be mirrored.
@@ -372,7 +373,9 @@ def _disk_plan(radius: float, alias_blur: float) -> _DiskPlan:
     half_widths = tuple(math.isqrt(math.floor(radius**2) - y**2) for y in range(-reach, reach + 1))
     n_pixels = sum(2 * half + 1 for half in half_widths)
     soft = _softening(radius, alias_blur)
-    smooth = _by_position(np.rint(np.outer(soft, soft) * scale / n_pixels).astype(np.int64))
+    over_disk = np.rint(np.outer(soft, soft) * scale / n_pixels).astype(np.int64)
+    over_disk[len(soft) // 2, len(soft) // 2] += round(scale / n_pixels) - int(over_disk.sum())
+    smooth = _by_position(over_disk)
     rest = np.pad(np.rint(kernel * scale).astype(np.int64), len(soft))
     middle = len(rest) // 2
     for y, x, weight in smooth:
@@ -422,6 +425,8 @@ def glass_blur(images: Tensor, rng: ImageRng, *, sigma: float, max_delta: int, i
 
     Source: ``glass_blur`` in make_cifar_c.py and make_imagenet_c.py.
     """
+    if not images.numel():
+        return images.clone()
 
     def mix(part: Tensor, streams: ImageRng) -> Tensor:
         sources = _glass_sources(part, streams, max_delta, iterations).unsqueeze(1)
@@ -457,17 +462,16 @@ def _glass_sources(images: Tensor, rng: ImageRng, max_delta: int, iterations: in
 
 
 def _pairs_below(high: int, rng: ImageRng, *shape: int) -> tuple[Tensor, Tensor]:
-    """Two int32 tensors ``(n, *shape)``, uniform on 0 to high - 1, for `high` up to 16; both from one random byte if
-    that makes them exactly uniform.
+    """Two int32 tensors ``(n, *shape)``, uniform on 0 to high - 1; one random byte is enough for both if high² divides
+    256.
     """
+    if 256 % high**2:
+        down, right = rng.integers(high, 2, *shape).to(torch.int32).unbind(1)
+        return down, right
     size = math.prod(shape)
-    if 256 % high**2 == 0:
-        pair = rng.words(-(-size // 4)).view(torch.uint8)[:, :size].bitwise_and(high**2 - 1).to(torch.int32)
-    else:
-        pair = (rng.words(size) >> 8).bitwise_and_(0xFFFFFF).mul_(high**2).bitwise_right_shift_(24)
-    pair = pair.view(-1, *shape)
-    first = (pair * ((1 << 16) // high + 1)).bitwise_right_shift_(16)  # pair // high, which would be slow
-    return first, pair.sub_(first * high)
+    pair = rng.words(-(-size // 4)).view(torch.uint8)[:, :size].to(torch.int32).view(-1, *shape)
+    bits = high.bit_length() - 1
+    return (pair >> bits).bitwise_and_(high - 1), pair.bitwise_and_(high - 1)
 
 
 # ---------------------------------------------------------------- motion

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,7 +61,8 @@ def contrast(images: Tensor, rng: ImageRng | None = None, *, factor: float) -> T
     """
     levels = _fraction(torch.arange(256, device=images.device))
     # Where two results are whole numbers apart, one is as near to a whole number as the other: few values tell for all.
-    steps = torch.frac(levels * (255 * factor)).div_(_TIE).round_().unique().mul_(_TIE)
+    apart = np.unique(np.round(np.arange(256) * factor % 1 / _TIE)) * _TIE
+    steps = torch.from_numpy(apart).to(images.device)
 
     def kernel(images: Tensor, _: None) -> Tensor:
         planes = images.flatten(0, 1).flatten(1)
@@ -87,8 +89,8 @@ def _in_hsv(
 ) -> Tensor:
     """Change the value or the saturation of every pixel; both callables may work in place.
 
-    With V the largest channel, m the smallest and S = (V - m)/V, the way back from HSV makes the largest channel V', the
-    smallest V'(1 - S') and the one between V'(1 - e S'), where e comes from the hue: so only that one needs the hue.
+    With V the largest channel, m the smallest and S = (V - m)/V, the way back from HSV makes the largest channel V',
+    the smallest V'(1 - S') and the one between V'(1 - e S'), where e comes from the hue: only that one needs the hue.
     """
 
     def kernel(images: Tensor, _: None) -> Tensor:
@@ -100,10 +102,10 @@ def _in_hsv(
         chroma = v - m
         e = _fraction(middle).sub_(m).div_(chroma)  # NaN for a grey pixel, which has no channel between
 
-        # The hue is k + e or k - e sixths of the circle, k = 0, 2, 4 where red, green, blue is the largest. The rounding
-        # errors of its way there and back (by 6, to [0, 1), times 6, to [0, 1)) are part of the result.
+        # The hue is k + e or k - e sixths of the circle, k = 0, 2, 4 where red, green, blue is the largest. What it
+        # loses to rounding on the way there and back (by 6, to [0, 1), times 6, to [0, 1)) is part of the result.
         g_r, b_g, r_b = ((x > y).view(torch.uint8) for x, y in ((g, r), (b, g), (r, b)))
-        rises = 2 - (g_r + b_g).add_(r_b)  # 1 or 0: two hold where it falls
+        rises = 2 - (g_r + b_g).add_(r_b)  # 1 or 0: two of the three hold where it falls
         sign = (2 * rises).sub_(1).view(torch.int8)
         k = (g_r > b_g).to(torch.uint8).add_((b_g > r_b).view(torch.uint8), alpha=2).mul_(2)
         hue = _divide(e.mul_(sign.to(torch.float64)).add_(k.to(torch.float64)), 6)

@@ -98,7 +98,7 @@ def _warp(images: Tensor, matrices: Tensor) -> Tensor:
         images: ``(B, C, H, W)`` uint8.
         matrices: ``(B, 2, 3)`` float64, from a pixel of the result to its place in the image.
 
-    Returns: ``(C, B, H, W)`` float32 in [0, 1], bit for bit OpenCV's.
+    Returns: ``(C, B, H, W)`` float32 in [0, 1], OpenCV's but for the last bit.
     """
     batch, channels, height, width = images.shape
     x = _mirrored_position(matrices[:, 0], width, (height, width))
@@ -171,13 +171,9 @@ def _smooth(draws: Tensor, sigma: float, amplitude: float) -> Tensor:
     rows, columns = (_wide_filter(size, sigma, draws.device) for size in (height, width))
     if rows is not None and columns is not None:
         fixed = draws.to(torch.float64).mul_(_HELD)
-        for product in (
-            lambda field: rows[0] @ field,
-            lambda field: field @ columns[0].T,
-            lambda field: rows[1].T @ field,
-            lambda field: field @ columns[1],
-        ):
-            fixed = product(fixed).mul_(2.0**-_MODE_BITS).round_()
+        for down, across in ((rows[0], columns[0].T), (rows[1].T, columns[1])):
+            fixed = (down @ fixed).mul_(2.0**-_MODE_BITS).round_()
+            fixed = (fixed @ across).mul_(2.0**-_MODE_BITS).round_()
         return fixed.mul_(amplitude / (_HELD << _DRAW_BITS)).to(torch.float32)
     field = draws.to(torch.float32)
     smoothed = torch.empty_like(field)
@@ -193,8 +189,9 @@ def _smooth(draws: Tensor, sigma: float, amplitude: float) -> Tensor:
 def _taps(sigma: float) -> NDArray[np.float64]:
     """Weights of the Gaussian filter, at most three standard deviations to either side."""
     radius = int(3 * sigma + 0.5)
-    taps: NDArray[np.float64] = np.exp(-0.5 * (np.arange(-radius, radius + 1) / max(sigma, 1e-9)) ** 2)
-    return taps / taps.sum()
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / max(sigma, 1e-9)) ** 2)
+    normalised: NDArray[np.float64] = taps / taps.sum()
+    return normalised
 
 
 @lru_cache

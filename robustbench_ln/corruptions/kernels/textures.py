@@ -117,7 +117,7 @@ _HEIGHT, _WIDTH = 512, 640
 _OCTAVES = 7  # both sides halve this often
 _ONE = 256  # a grey level in fixed point
 _TURN = 1024  # directions in a full turn
-_DIRECTION = 1 << 12  # length of a direction's vector
+_POSITION_BITS = 12  # behind the point in a position or a direction
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +161,8 @@ class _Growth:
 # One for each of the five photographs, tuned to its mean, contrast and radial spectrum, both at full size and shrunk
 # to a fifth. The second and the third photograph show the same.
 _GROWTHS = (
+    # needles, rays, length, angle, spacing, branch, generations, slope, width, light, mean, tint, hue,
+    # contrast
     _Growth(420, 1, (30, 110), 60, 9, 45, 1, 18, 6, 80, (78, 149, 166), (137, 90, 73), (11, -3, -8),
             (91, 19, 8, 9, 32, 20, 24, 25, 66)),
     _Growth(900, 3, (25, 120), 40, 0, 0, 0, 14, 8, 130, (201, 206, 215), (99, 103, 105), (0, 0, 0),
@@ -209,7 +211,8 @@ def _directions() -> tuple[Whole, Whole]:
     """(row, column) of unit vectors all around, in fixed point."""
     angles = np.arange(_TURN) * (2 * np.pi / _TURN)
     # Sine and cosine may differ in the last bit between machines; rounded to 1/4096 they do not.
-    return np.rint(np.sin(angles) * _DIRECTION).astype(np.int32), np.rint(np.cos(angles) * _DIRECTION).astype(np.int32)
+    scale = 1 << _POSITION_BITS
+    return np.rint(np.sin(angles) * scale).astype(np.int32), np.rint(np.cos(angles) * scale).astype(np.int32)
 
 
 def _skeleton(rng: ImageRng, growth: _Growth) -> Whole:
@@ -217,17 +220,17 @@ def _skeleton(rng: ImageRng, growth: _Growth) -> Whole:
     sines, cosines = _directions()
     skeleton = np.zeros((_HEIGHT, _WIDTH), dtype=np.int32)
     stars = -(-growth.needles // growth.rays)
-    row = np.repeat(_integers(rng, _HEIGHT, stars), growth.rays) * _DIRECTION
-    column = np.repeat(_integers(rng, _WIDTH, stars), growth.rays) * _DIRECTION
+    row = np.repeat(_integers(rng, _HEIGHT, stars), growth.rays) << _POSITION_BITS
+    column = np.repeat(_integers(rng, _WIDTH, stars), growth.rays) << _POSITION_BITS
     angle = _integers(rng, _TURN, len(row))
     shortest, longest = growth.length
     length = shortest + _integers(rng, longest - shortest, len(row)) * _integers(rng, 256, len(row)) // 256
     height = 120 + _integers(rng, 136, len(row))
     for generation in range(growth.generations + 1):
-        steps = np.arange(length.max(initial=1))
+        steps = np.arange(int(length.max(initial=1)))
         there = steps < length[:, None]
-        rows = (row[:, None] + steps * sines[angle][:, None]) // _DIRECTION % _HEIGHT
-        columns = (column[:, None] + steps * cosines[angle][:, None]) // _DIRECTION % _WIDTH
+        rows = ((row[:, None] + steps * sines[angle][:, None]) >> _POSITION_BITS) % _HEIGHT
+        columns = ((column[:, None] + steps * cosines[angle][:, None]) >> _POSITION_BITS) % _WIDTH
         # Needles rise over their first eighth and taper off from there.
         taper = np.minimum(64 * steps, 8 * length[:, None] - 7 * steps)
         heights = height[:, None] * taper // (8 * length[:, None])

@@ -22,7 +22,7 @@ from robustbench_ln.corruptions.kernels.pixels import in_blocks, to_uint8
 from robustbench_ln.corruptions.kernels.textures import FrostTextures, scaled_atlas
 from robustbench_ln.corruptions.rng import ImageRng
 
-_LARGE_BLOCK = 1 << 20  # for kernels of many short steps on a single map: it spreads what a step costs to start
+_BLOCK_VALUES = 1 << 20  # larger than usual: these kernels take many short steps, most on a map of one channel
 
 # ---- random fields, exact in float32 ----
 
@@ -126,7 +126,7 @@ def snow(
         # The same flakes twice, the second time turned by half a turn.
         return _add_to(_add_to(scene, falling), falling.flip(2, 3))
 
-    return in_blocks(images, rng, kernel)
+    return in_blocks(images, rng, kernel, values=_BLOCK_VALUES)
 
 
 @lru_cache
@@ -199,10 +199,10 @@ def frost(
         texture, y, x = rng.uniform(3).double().unbind(1)
         top, n_rows, n_columns = corners[(texture * len(corners)).long()].unbind(1)
         start = (top + (y * n_rows).long()) * row + (x * n_columns).long()
-        index = (images.to(torch.int32) << 8).bitwise_or_(pieces[start])
+        index = images.to(torch.int32).bitwise_left_shift_(8).bitwise_or_(pieces[start].to(torch.int32))
         return blend.index_select(0, index.flatten()).view_as(images)
 
-    return in_blocks(images, rng, kernel)
+    return in_blocks(images, rng, kernel, values=_BLOCK_VALUES)
 
 
 @lru_cache
@@ -244,7 +244,7 @@ def fog(images: Tensor, rng: ImageRng, *, amount: float, wibble: float, map_size
         haze = (plasma[:, :height, :width] - low.view(-1, 1, 1)).mul_(scale.view(-1, 1, 1)).unsqueeze(1)
         return to_uint8(images.to(torch.float32).mul_(keep.view(-1, 1, 1, 1)).add_(haze))
 
-    return in_blocks(images, rng, kernel, values=_LARGE_BLOCK)
+    return in_blocks(images, rng, kernel, values=_BLOCK_VALUES)
 
 
 def _plasma(rng: ImageRng, levels: int, wibble: float) -> Tensor:
@@ -280,14 +280,28 @@ def _refine(corners: Tensor, centre: Tensor, top: Tensor, left: Tensor) -> Tenso
         top: noise at (i, j + 1/2).
         left: noise at (i + 1/2, j).
     """
-    across = corners + corners.roll(-1, 2)
-    down = corners + corners.roll(-1, 1)
-    centre += (across + across.roll(-1, 1)).mul_(0.25)
-    top += across.add_(centre).add_(centre.roll(1, 1)).mul_(0.25)
-    left += down.add_(centre).add_(centre.roll(1, 2)).mul_(0.25)
+    across = _plus_rolled(corners, corners, -1, 2)
+    down = _plus_rolled(corners, corners, -1, 1)
+    centre += _plus_rolled(across, across, -1, 1).mul_(0.25)
+    top += _plus_rolled(across.add_(centre), centre, 1, 1).mul_(0.25)
+    left += _plus_rolled(down.add_(centre), centre, 1, 2).mul_(0.25)
     # torch.complex is the fastest way to interleave two tensors.
     rows = [torch.view_as_real(torch.complex(even, odd)).flatten(2) for even, odd in ((corners, top), (left, centre))]
     return torch.stack(rows, dim=2).flatten(1, 2)
+
+
+def _plus_rolled(values: Tensor, others: Tensor, shift: int, dim: int) -> Tensor:
+    """``values + others.roll(shift, dim)`` without the copy."""
+    size = values.shape[dim]
+    shift %= size
+    out = torch.empty_like(values)
+    torch.add(
+        values.narrow(dim, shift, size - shift),
+        others.narrow(dim, 0, size - shift),
+        out=out.narrow(dim, shift, size - shift),
+    )
+    torch.add(values.narrow(dim, 0, shift), others.narrow(dim, size - shift, shift), out=out.narrow(dim, 0, shift))
+    return out
 
 
 # ---- spatter ----
@@ -321,7 +335,7 @@ def spatter(
         liquid = F.threshold(height, 255 * threshold, 0.0, inplace=True)
         return _splash_mud(images, liquid, mix) if mud else _splash_water(images, liquid, mix)
 
-    return in_blocks(images, rng, kernel, values=_LARGE_BLOCK)
+    return in_blocks(images, rng, kernel, values=_BLOCK_VALUES)
 
 
 def _images_last(maps: Tensor) -> Tensor:
@@ -356,7 +370,7 @@ def _splash_water(images: Tensor, liquid: Tensor, mix: float) -> Tensor:
     level = liquid.to(torch.int16).bitwise_and_(255)
     depth = _distance_to(_canny(level, 50, 150))
     light = _box_mean(_emboss(_equalize(_truncated_box_mean(depth))))
-    glow = _images_first(light.mul_(level))
+    glow = _images_first(light.mul_(level.to(torch.float32)))
     glow.div_(glow.amax(dim=(2, 3), keepdim=True).clamp_(min=1.0))  # 0 / 0 where no liquid formed: no glow
     glow.mul_(mix)
     out = torch.empty_like(images)
@@ -394,11 +408,11 @@ def _canny(level: Tensor, low: int, high: int) -> Tensor:
     inside = strength[1:-1, 1:-1]
     torch.add(dx, dy, out=inside)
     # A pixel stays if it exceeds one neighbour along the gradient and at least equals the other (exceeds both on
-    # diagonals). OpenCV's tangent of 22.5 degrees is 13573 / 2**15; that of 67.5 is larger by 2.
-    rise = dy.to(torch.int32) << 15
-    run = dx.to(torch.int32)
-    flat = ((rise - run * 13573) >> 31).to(torch.int16)
-    steep = ((run * (13573 + (2 << 15)) - rise) >> 31).to(torch.int16)
+    # diagonals). OpenCV's tangent of 22.5 degrees is 13573 / 2**15; that of 67.5 is larger by 2. Tangent times dx is
+    # never whole, so its whole part tells as much as itself.
+    dx_tan = dx.to(torch.float32).mul_(13573 / (1 << 15)).to(torch.int16)
+    flat = (dy - 1).sub_(dx_tan).bitwise_right_shift_(15)
+    steep = dx_tan.add_(dx).add_(dx).sub_(dy).bitwise_right_shift_(15)
     up, down, left, right = strength[:-2, 1:-1], strength[2:, 1:-1], strength[1:-1, :-2], strength[1:-1, 2:]
     rival = torch.maximum(strength[:-2, :-2], strength[2:, 2:])
     rival = _select(diagonal_up, torch.maximum(strength[:-2, 2:], strength[2:, :-2]), rival)
@@ -489,7 +503,7 @@ def _equalize(maps: Tensor) -> Tensor:
     """OpenCV's histogram equalization of each image; ``(H, W, B)`` int16, 0 to 20 in, 0 to 255 out."""
     height, width, n = maps.shape
     values = _FAR // _UNIT + 1
-    index = torch.arange(0, n * values, values, device=maps.device).add(maps).flatten()
+    index = maps.to(torch.int64).add_(torch.arange(0, n * values, values, device=maps.device)).flatten()
     counts = torch.bincount(index, minlength=n * values).view(n, values)
     darkest = (counts > 0).to(torch.uint8).argmax(dim=1, keepdim=True)  # the first value that occurs
     n_darkest = counts.gather(1, darkest)
