@@ -71,8 +71,9 @@ def bench_corruptions(
                 _once(images, name, severity, suite)  # precomputed operators are not what is measured
                 for _ in range(repeats):
                     ours.append(per_second(partial(_once, images, name, severity, suite), len(images)))
-                    if other is not None:
-                        theirs.append(other.per_second(file, name, severity))
+                    measured = other.per_second(file, name, severity) if other is not None else None
+                    if measured is not None:
+                        theirs.append(measured)
                 row = {
                     "corruption": name,
                     "suite": suite.name,
@@ -111,15 +112,15 @@ def _images(size: int) -> Tensor:
 
 
 def _mean_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    ours = geometric_mean([row["images_per_second"] for row in rows])
-    theirs = [row["peer"]["images_per_second"] for row in rows if row["peer"]]
-    peer = geometric_mean(theirs) if theirs else None
+    """Geometric means over all corruptions; the ratio to the peer over those that both can make."""
+    pairs = [(row["images_per_second"], row["peer"]["images_per_second"]) for row in rows if row["peer"]]
     return {
         "size": rows[0]["size"],
         "corruptions": len(rows),
-        "images_per_second": ours,
-        "peer_images_per_second": peer,
-        "ratio": ours / peer if peer else None,
+        "images_per_second": geometric_mean([row["images_per_second"] for row in rows]),
+        "compared": len(pairs),
+        "peer_images_per_second": geometric_mean([theirs for _, theirs in pairs]) if pairs else None,
+        "ratio": geometric_mean([ours / theirs for ours, theirs in pairs]) if pairs else None,
     }
 
 

@@ -96,7 +96,7 @@ def _show(document: dict[str, Any]) -> None:
         lines.append(
             [
                 mean["size"],
-                f"geometric mean of {mean['corruptions']}",
+                f"geometric mean of {mean['corruptions']}" + (f" (ratio of {mean['compared']})" if peer else ""),
                 f"{mean['images_per_second']:.0f}",
                 f"{peer:.0f}" if peer else "",
                 f"{mean['ratio']:.1f}" if peer else "",
