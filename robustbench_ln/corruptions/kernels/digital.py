@@ -7,7 +7,6 @@ else is elementwise arithmetic and table look-ups: no order, batch, thread count
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import lru_cache
 from io import BytesIO
 
@@ -147,6 +146,7 @@ def _flat_index(x: Tensor, y: Tensor, stride: int, rows: int) -> Tensor:
     return y.mul_(stride).add_(x).add_(first[:, None, None]).flatten()
 
 
+_Slabs = list[tuple[slice, slice, Tensor]]  # of a band matrix: (outputs, inputs, weights)
 _DRAW_BITS = 12  # draws are odd multiples of 2**-12: times 12-bit weights, they fit float32's 24 bits
 
 
@@ -176,10 +176,8 @@ def _smooth(draws: Tensor, sigma: float, amplitude: float) -> Tensor:
             fixed = (fixed @ across).mul_(2.0**-_MODE_BITS).round_()
         return fixed.mul_(amplitude / (_HELD << _DRAW_BITS)).to(torch.float32)
     field = draws.to(torch.float32)
-    smoothed = torch.empty_like(field)
-    for outputs, inputs, weights in _narrow_filter(width, sigma, draws.device):
-        smoothed[..., outputs] = field[..., inputs] @ weights
-    field = smoothed.mul_(2.0**-_DRAW_BITS).round_()  # back to 12 bits, for the second direction
+    smoothed = _through_slabs(field.view(-1, width), _narrow_filter(width, sigma, draws.device), width)
+    field = smoothed.mul_(2.0**-_DRAW_BITS).round_().view_as(field)  # back to 12 bits, for the second direction
     smoothed = torch.empty_like(field)
     for outputs, inputs, weights in _narrow_filter(height, sigma, draws.device):
         smoothed[..., outputs, :] = weights.T @ field[..., inputs, :]
@@ -195,7 +193,7 @@ def _taps(sigma: float) -> NDArray[np.float64]:
 
 
 @lru_cache
-def _narrow_filter(size: int, sigma: float, device: torch.device) -> list[tuple[slice, slice, Tensor]]:
+def _narrow_filter(size: int, sigma: float, device: torch.device) -> _Slabs:
     """The filter of `size` values in slabs of its matrix, which is zero elsewhere: (outputs, inputs, weights).
 
     Weights are float32 whole numbers that add up to 2**12 in every row.
@@ -206,16 +204,26 @@ def _narrow_filter(size: int, sigma: float, device: torch.device) -> list[tuple[
     source = (np.arange(size)[:, None] + np.arange(-radius, radius + 1)) % (2 * size)
     matrix = np.zeros((size, size), dtype=np.float32)
     np.add.at(matrix, (np.arange(size)[:, None], np.minimum(source, 2 * size - 1 - source)), fixed)
-    return list(_slabs(matrix.T, 32, device))
+    return _slabs(matrix.T, 32, device)
 
 
-def _slabs(matrix: NDArray[np.float32], n_outputs: int, device: torch.device) -> Iterator[tuple[slice, slice, Tensor]]:
+def _slabs(matrix: NDArray[np.float32], n_outputs: int, device: torch.device) -> _Slabs:
     """A band matrix ``(inputs, outputs)`` in slabs of some outputs and the inputs that reach them."""
+    slabs = []
     for start in range(0, matrix.shape[1], n_outputs):
         outputs = slice(start, min(start + n_outputs, matrix.shape[1]))
         reached = np.flatnonzero(matrix[:, outputs].any(axis=1))
         inputs = slice(int(reached[0]), int(reached[-1]) + 1)
-        yield outputs, inputs, torch.from_numpy(matrix[inputs, outputs].copy()).to(device)
+        slabs.append((outputs, inputs, torch.from_numpy(matrix[inputs, outputs].copy()).to(device)))
+    return slabs
+
+
+def _through_slabs(lines: Tensor, slabs: _Slabs, n_outputs: int) -> Tensor:
+    """The product of ``(lines, inputs)`` with a band matrix."""
+    product = lines.new_empty((len(lines), n_outputs))
+    for outputs, inputs, weights in slabs:
+        torch.mm(lines[:, inputs], weights, out=product[:, outputs])
+    return product
 
 
 _MODE_BITS = 24
@@ -308,24 +316,27 @@ def pixelate(images: Tensor, rng: ImageRng | None = None, *, factor: float) -> T
             found=f"{height} x {width} pixels, shrunk by {factor:g}",
             hint="larger images",
         )
-    return in_blocks(images, None, lambda part, _: _pixelate(part, rows, columns), values=1 << 16)
+    return in_blocks(images, None, lambda part, _: _pixelate(part, rows, columns), values=_PIXELATE_VALUES)
+
+
+# More than fits the second-level cache: its matrix products are so small that calling them costs the more.
+_PIXELATE_VALUES = 1 << 19
 
 
 def _pixelate(images: Tensor, rows: int, columns: int) -> Tensor:
     height, width = images.shape[2:]
-    # Enlarged along the rows at once, so that no column has to be looked up.
-    lines = images.view(-1, width).to(torch.float32)
-    boxes = torch.empty_like(lines)
-    slabs, shares = _column_boxes(width, columns, images.device)
-    for outputs, inputs, chosen in slabs:
-        torch.mm(lines[:, inputs], chosen, out=boxes[:, outputs])
-    boxes.mul_(shares).add_(0.5).floor_()  # as Pillow does, to whole numbers after each direction
-    boxes = boxes.view_as(images)
+    adding, shares, repeating = _column_boxes(width, columns, images.device)
+    # Along the rows by products with bands of 0 and 1, exact in float32: faster than looking up columns.
+    boxes = _through_slabs(images.flatten(0, 2).to(torch.float32), adding, columns)
+    boxes = boxes.mul_(shares).add_(0.5).floor_()  # as Pillow does, to whole numbers after each direction
+    boxes = boxes.view(*images.shape[:3], columns)
     taps, present, shares, repeats = _row_boxes(height, rows, images.device)
     sums = boxes.index_select(2, taps[0])
     for tap, there in zip(taps[1:], present[1:], strict=True):
         sums.add_(boxes.index_select(2, tap).mul_(there))
-    return to_uint8(sums.mul_(shares).add_(0.5)).index_select(2, repeats)
+    small = sums.mul_(shares).add_(0.5).floor_()
+    wide = to_uint8(_through_slabs(small.flatten(0, 2), repeating, width))
+    return wide.view(*small.shape[:3], width).index_select(2, repeats)
 
 
 def _boxes(size: int, smaller: int) -> tuple[list[list[int]], NDArray[np.float32], NDArray[np.int32]]:
@@ -347,13 +358,15 @@ def _boxes(size: int, smaller: int) -> tuple[list[list[int]], NDArray[np.float32
 
 
 @lru_cache
-def _column_boxes(size: int, smaller: int, device: torch.device) -> tuple[list[tuple[slice, slice, Tensor]], Tensor]:
-    """`_boxes` as matrix slabs that add up the box standing at each enlarged pixel: (outputs, inputs, 0 or 1)."""
+def _column_boxes(size: int, smaller: int, device: torch.device) -> tuple[_Slabs, Tensor, _Slabs]:
+    """`_boxes` as a matrix that adds up each box ``(size, smaller)``, the boxes' shares, and one that repeats them."""
     boxes, shares, repeats = _boxes(size, smaller)
-    chosen = np.zeros((size, size), dtype=np.float32)
-    for pixel, box in enumerate(repeats):
-        chosen[boxes[box], pixel] = 1
-    return list(_slabs(chosen, 16, device)), torch.from_numpy(shares[repeats]).to(device)
+    adding = np.zeros((size, smaller), dtype=np.float32)
+    for i, box in enumerate(boxes):
+        adding[box, i] = 1
+    repeating = np.zeros((smaller, size), dtype=np.float32)
+    repeating[repeats, np.arange(size)] = 1
+    return _slabs(adding, 32, device), torch.from_numpy(shares).to(device), _slabs(repeating, 64, device)
 
 
 @lru_cache
