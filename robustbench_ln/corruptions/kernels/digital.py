@@ -17,6 +17,14 @@ from PIL import Image
 from torch import Tensor
 
 from robustbench_ln.corruptions.kernels.pixels import in_blocks, to_uint8
+from robustbench_ln.corruptions.kernels.smoothing import (
+    WEIGHT_BITS,
+    Slabs,
+    along_rows,
+    gaussian_slabs,
+    gaussian_taps,
+    slabs,
+)
 from robustbench_ln.corruptions.rng import ImageRng
 from robustbench_ln.errors import InputError
 
@@ -146,8 +154,8 @@ def _flat_index(x: Tensor, y: Tensor, stride: int, rows: int) -> Tensor:
     return y.mul_(stride).add_(x).add_(first[:, None, None]).flatten()
 
 
-_Slabs = list[tuple[slice, slice, Tensor]]  # of a band matrix: (outputs, inputs, weights)
-_DRAW_BITS = 12  # draws are odd multiples of 2**-12: times 12-bit weights, they fit float32's 24 bits
+_TRUNCATE = 3.0  # standard deviations at which the filter is cut off
+_DRAW_BITS = WEIGHT_BITS  # draws are odd multiples of 2**-12: times 12-bit weights, they fit float32's 24 bits
 
 
 def _uniform_fields(rng: ImageRng, height: int, width: int) -> Tensor:
@@ -176,54 +184,16 @@ def _smooth(draws: Tensor, sigma: float, amplitude: float) -> Tensor:
             fixed = (fixed @ across).mul_(2.0**-_MODE_BITS).round_()
         return fixed.mul_(amplitude / (_HELD << _DRAW_BITS)).to(torch.float32)
     field = draws.to(torch.float32)
-    smoothed = _through_slabs(field.view(-1, width), _narrow_filter(width, sigma, draws.device), width)
+    smoothed = along_rows(field.view(-1, width), _filter(width, sigma, draws.device), width)
     field = smoothed.mul_(2.0**-_DRAW_BITS).round_().view_as(field)  # back to 12 bits, for the second direction
     smoothed = torch.empty_like(field)
-    for outputs, inputs, weights in _narrow_filter(height, sigma, draws.device):
+    for outputs, inputs, weights in _filter(height, sigma, draws.device):
         smoothed[..., outputs, :] = weights.T @ field[..., inputs, :]
     return smoothed.mul_(2.0 ** (-2 * _DRAW_BITS)).mul_(amplitude)
 
 
-def _taps(sigma: float) -> NDArray[np.float64]:
-    """Weights of the Gaussian filter, at most three standard deviations to either side."""
-    radius = int(3 * sigma + 0.5)
-    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / max(sigma, 1e-9)) ** 2)
-    normalised: NDArray[np.float64] = taps / taps.sum()
-    return normalised
-
-
-@lru_cache
-def _narrow_filter(size: int, sigma: float, device: torch.device) -> _Slabs:
-    """The filter of `size` values in slabs of its matrix, which is zero elsewhere: (outputs, inputs, weights).
-
-    Weights are float32 whole numbers that add up to 2**12 in every row.
-    """
-    fixed = np.rint(_taps(sigma) * (1 << _DRAW_BITS))
-    radius = len(fixed) // 2
-    fixed[radius] += (1 << _DRAW_BITS) - fixed.sum()
-    source = (np.arange(size)[:, None] + np.arange(-radius, radius + 1)) % (2 * size)
-    matrix = np.zeros((size, size), dtype=np.float32)
-    np.add.at(matrix, (np.arange(size)[:, None], np.minimum(source, 2 * size - 1 - source)), fixed)
-    return _slabs(matrix.T, 32, device)
-
-
-def _slabs(matrix: NDArray[np.float32], n_outputs: int, device: torch.device) -> _Slabs:
-    """A band matrix ``(inputs, outputs)`` in slabs of some outputs and the inputs that reach them."""
-    slabs = []
-    for start in range(0, matrix.shape[1], n_outputs):
-        outputs = slice(start, min(start + n_outputs, matrix.shape[1]))
-        reached = np.flatnonzero(matrix[:, outputs].any(axis=1))
-        inputs = slice(int(reached[0]), int(reached[-1]) + 1)
-        slabs.append((outputs, inputs, torch.from_numpy(matrix[inputs, outputs].copy()).to(device)))
-    return slabs
-
-
-def _through_slabs(lines: Tensor, slabs: _Slabs, n_outputs: int) -> Tensor:
-    """The product of ``(lines, inputs)`` with a band matrix."""
-    product = lines.new_empty((len(lines), n_outputs))
-    for outputs, inputs, weights in slabs:
-        torch.mm(lines[:, inputs], weights, out=product[:, outputs])
-    return product
+def _filter(size: int, sigma: float, device: torch.device) -> Slabs:
+    return gaussian_slabs(size, sigma, device, truncate=_TRUNCATE, edges="mirrored")
 
 
 _MODE_BITS = 24
@@ -240,7 +210,7 @@ def _wide_filter(size: int, sigma: float, device: torch.device) -> tuple[Tensor,
     Returns: what takes values to the cosines' coefficients, and the same times the filter's weights of them; both
         ``(modes, size)`` float64 in multiples of 2**-24, multiplied by 2**24.
     """
-    taps = _taps(sigma)
+    taps = gaussian_taps(sigma, _TRUNCATE)
     offsets = np.arange(len(taps)) - len(taps) // 2
     frequencies = np.arange(size) * (math.pi / size)
     weights = np.cos(frequencies[:, None] * offsets) @ taps
@@ -327,7 +297,7 @@ def _pixelate(images: Tensor, rows: int, columns: int) -> Tensor:
     height, width = images.shape[2:]
     adding, shares, repeating = _column_boxes(width, columns, images.device)
     # Along the rows by products with bands of 0 and 1, exact in float32: faster than looking up columns.
-    boxes = _through_slabs(images.flatten(0, 2).to(torch.float32), adding, columns)
+    boxes = along_rows(images.flatten(0, 2).to(torch.float32), adding, columns)
     boxes = boxes.mul_(shares).add_(0.5).floor_()  # as Pillow does, to whole numbers after each direction
     boxes = boxes.view(*images.shape[:3], columns)
     taps, present, shares, repeats = _row_boxes(height, rows, images.device)
@@ -335,7 +305,7 @@ def _pixelate(images: Tensor, rows: int, columns: int) -> Tensor:
     for tap, there in zip(taps[1:], present[1:], strict=True):
         sums.add_(boxes.index_select(2, tap).mul_(there))
     small = sums.mul_(shares).add_(0.5).floor_()
-    wide = to_uint8(_through_slabs(small.flatten(0, 2), repeating, width))
+    wide = to_uint8(along_rows(small.flatten(0, 2), repeating, width))
     return wide.view(*small.shape[:3], width).index_select(2, repeats)
 
 
@@ -358,7 +328,7 @@ def _boxes(size: int, smaller: int) -> tuple[list[list[int]], NDArray[np.float32
 
 
 @lru_cache
-def _column_boxes(size: int, smaller: int, device: torch.device) -> tuple[_Slabs, Tensor, _Slabs]:
+def _column_boxes(size: int, smaller: int, device: torch.device) -> tuple[Slabs, Tensor, Slabs]:
     """`_boxes` as a matrix that adds up each box ``(size, smaller)``, the boxes' shares, and one that repeats them."""
     boxes, shares, repeats = _boxes(size, smaller)
     adding = np.zeros((size, smaller), dtype=np.float32)
@@ -366,7 +336,7 @@ def _column_boxes(size: int, smaller: int, device: torch.device) -> tuple[_Slabs
         adding[box, i] = 1
     repeating = np.zeros((smaller, size), dtype=np.float32)
     repeating[repeats, np.arange(size)] = 1
-    return _slabs(adding, 32, device), torch.from_numpy(shares).to(device), _slabs(repeating, 64, device)
+    return slabs(adding, 32, device), torch.from_numpy(shares).to(device), slabs(repeating, 64, device)
 
 
 @lru_cache

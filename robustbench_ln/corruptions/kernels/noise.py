@@ -13,11 +13,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.special import ndtri, pdtr
+from scipy.special import pdtr
 from torch import Tensor
 
-from robustbench_ln.corruptions.kernels.pixels import in_blocks, to_uint8
+from robustbench_ln.corruptions.kernels.pixels import in_blocks, normal_deviates, to_uint8
 from robustbench_ln.corruptions.rng import ImageRng
 
 _BLOCK = 1 << 17  # values worked on at a time; with larger buffers the allocator goes back to the system every time
@@ -114,22 +113,16 @@ def _look_up(table: Tensor, index: Tensor) -> Tensor:
     return table.index_select(0, index.flatten()).view(index.shape)
 
 
-def _normal_deviates(n: int) -> NDArray[np.float64]:
-    """Standard normal deviates in the middle of `n` equally likely intervals."""
-    deviates: NDArray[np.float64] = ndtri((np.arange(n) + 0.5) / n)
-    return deviates
-
-
 @lru_cache(maxsize=32)
 def _whole_levels(std: float, device: torch.device) -> Tensor:
     """Gaussian noise in grey levels, rounded down: the generator cuts x + noise off, and x is a whole number."""
-    levels = np.floor(_normal_deviates(_QUANTILES) * (255 * std)).clip(-256, 255)
+    levels = np.floor(normal_deviates(_QUANTILES) * (255 * std)).clip(-256, 255)
     return torch.from_numpy(levels.astype(np.int16)).to(device)
 
 
 @lru_cache(maxsize=32)
 def _gains(std: float, device: torch.device) -> Tensor:
-    return torch.from_numpy((1 + std * _normal_deviates(_QUANTILES)).astype(np.float32)).to(device)
+    return torch.from_numpy((1 + std * normal_deviates(_QUANTILES)).astype(np.float32)).to(device)
 
 
 @lru_cache(maxsize=32)
@@ -149,7 +142,7 @@ def _counted_levels(photons: float, device: torch.device) -> tuple[Tensor, Tenso
     last_of_level = np.append(np.diff(levels) > 0, True)
     edges, levels = edges[:, last_of_level], levels[last_of_level]
 
-    deviates = _normal_deviates(n)
+    deviates = normal_deviates(n)
     scaled = (deviates - deviates[0]) * (255.99 / np.ptp(deviates))
     _, first, classes = np.unique(np.floor(scaled), return_index=True, return_inverse=True)
     last = np.append(first[1:], n) - 1

@@ -1,11 +1,14 @@
-"""What all kernels share: the way back to 8 bits, and working through a batch in blocks that stay in the cache."""
+"""What kernels share: the way back to 8 bits, blocks that stay in the cache, and normal deviates for look-up tables."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.special import ndtri
 from torch import Tensor
 
 from robustbench_ln.corruptions.rng import ImageRng
@@ -47,3 +50,9 @@ def in_blocks(
         part = slice(start, start + step)
         out[part] = kernel(images[part], rng if rng is None else rng[part])
     return out
+
+
+def normal_deviates(n: int) -> NDArray[np.float64]:
+    """Standard normal deviates in the middle of `n` equally likely intervals."""
+    deviates: NDArray[np.float64] = ndtri((np.arange(n) + 0.5) / n)
+    return deviates

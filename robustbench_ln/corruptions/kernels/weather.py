@@ -14,11 +14,11 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.special import ndtri
 from torch import Tensor
 
 from robustbench_ln.corruptions.kernels.blur import one_sided_motion_blur
-from robustbench_ln.corruptions.kernels.pixels import in_blocks, to_uint8
+from robustbench_ln.corruptions.kernels.pixels import in_blocks, normal_deviates, to_uint8
+from robustbench_ln.corruptions.kernels.smoothing import WEIGHT_BITS, Slabs, gaussian_slabs
 from robustbench_ln.corruptions.kernels.textures import FrostTextures, scaled_atlas
 from robustbench_ln.corruptions.rng import ImageRng
 
@@ -27,14 +27,13 @@ _BLOCK_VALUES = 1 << 20  # larger than usual: these kernels take many short step
 # ---- random fields, exact in float32 ----
 
 _STEPS = 512  # a standard deviation in whole steps; the largest draw, 4.2 of them, stays below 2**12
-_WEIGHT = 1 << 12  # fixed-point one of smoothing weights: 12-bit values times 12-bit weights fit float32's 24 bits
+_WEIGHT = 1 << WEIGHT_BITS  # fixed-point one of all weights
 
 
 @lru_cache
 def _normal_quantiles(device: torch.device) -> Tensor:
     """The middles of 65536 equally likely slices of the standard normal, in steps; ``(65536,)`` float32."""
-    slices = (np.arange(1 << 16) + 0.5) / (1 << 16)
-    return torch.from_numpy(np.rint(ndtri(slices) * _STEPS)).to(device, torch.float32)
+    return torch.from_numpy(np.rint(normal_deviates(1 << 16) * _STEPS)).to(device, torch.float32)
 
 
 def _normal_steps(rng: ImageRng, height: int, width: int) -> Tensor:
@@ -43,41 +42,20 @@ def _normal_steps(rng: ImageRng, height: int, width: int) -> Tensor:
     return _normal_quantiles(index.device).index_select(0, index.flatten()).view_as(index)
 
 
-@lru_cache
-def _smoothing(size: int, sigma: float, device: torch.device) -> list[tuple[slice, slice, Tensor]]:
-    """A Gaussian filter of `size` values as slabs of its matrix: (outputs, inputs, weights of 1/4096).
-
-    The filter of scikit-image's ``gaussian``: cut off at four standard deviations, edges repeated. In slabs, since
-    most of the whole matrix is zero.
-    """
-    radius = int(4 * sigma + 0.5)
-    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    fixed = np.rint(taps / taps.sum() * _WEIGHT)
-    fixed[radius] += _WEIGHT - fixed.sum()
-    matrix = np.zeros((size, size))
-    for row in range(size):
-        np.add.at(matrix[row], np.clip(np.arange(row - radius, row + radius + 1), 0, size - 1), fixed)
-    weights = torch.from_numpy(matrix).to(device, torch.float32)
-    slabs = []
-    for start in range(0, size, _SLAB):
-        outputs = slice(start, min(start + _SLAB, size))
-        inputs = slice(max(0, start - radius), min(outputs.stop + radius, size))
-        slabs.append((outputs, inputs, weights[outputs, inputs].contiguous()))
-    return slabs
-
-
-_SLAB = 32
+def _filter(size: int, sigma: float, device: torch.device) -> Slabs:
+    """The filter of scikit-image's ``gaussian``: cut off at four standard deviations, edges repeated."""
+    return gaussian_slabs(size, sigma, device, truncate=4.0, edges="repeated")
 
 
 def _smooth_columns(maps: Tensor, sigma: float) -> Tensor:
     """Smooth ``(B, H, W)`` along W; whole numbers below 2**12 in, multiplied by 2**12 out."""
-    return torch.cat([maps[:, :, i] @ w.T for _, i, w in _smoothing(maps.shape[2], sigma, maps.device)], dim=2)
+    return torch.cat([maps[:, :, i] @ w for _, i, w in _filter(maps.shape[2], sigma, maps.device)], dim=2)
 
 
 def _smooth_rows(maps: Tensor, sigma: float) -> Tensor:
     """Smooth ``(H, W, B)`` along H, as `_smooth_columns` does along W."""
     flat = maps.flatten(1)
-    return torch.cat([w @ flat[i] for _, i, w in _smoothing(len(maps), sigma, maps.device)]).view_as(maps)
+    return torch.cat([w.T @ flat[i] for _, i, w in _filter(len(maps), sigma, maps.device)]).view_as(maps)
 
 
 # ---- snow ----
