@@ -20,13 +20,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from robustbench_ln.corruptions import KERNEL_VERSION, Degradations, degrade, plan_degradations
+from robustbench_ln.corruptions import KERNEL_VERSION, Degradations, degrade, plan_degradations, to_levels
 from robustbench_ln.corruptions.suites import PARITY_QUALITY, SEVERITIES
 from robustbench_ln.data import Dataset, open_dataset
 from robustbench_ln.errors import InputError, ResourceError, UsageError, unknown_name
-from robustbench_ln.planning import choose_device, visiting_order
+from robustbench_ln.planning import check_numbers, choose_device, visiting_order
 from robustbench_ln.results.files import write_bytes, writing
 from robustbench_ln.types import Condition
 
@@ -102,12 +101,7 @@ class Job:
                 suite=self.degradations.suite,
                 textures=self.degradations.textures,
             )
-            yield _eight_bits(degraded).permute(0, 2, 3, 1).cpu().numpy()
-
-
-def _eight_bits(images: Tensor) -> Tensor:
-    """Nearest 8-bit value: exact for corruptions, which have 8 bits already; rounds noise."""
-    return images.mul(255.0).add_(0.5).floor_().to(torch.uint8)
+            yield to_levels(degraded).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def plan_corrupted(
@@ -131,12 +125,35 @@ def plan_corrupted(
     crop: int | None = None,
     interpolation: str | None = None,
 ) -> Job:
-    """Check everything before the first image is degraded; the arguments are those of :func:`write_corrupted`."""
+    """Check everything before the first image is degraded.
+
+    Args:
+        data: what ``--data`` takes, or a data set.
+        out: the archive, ending in ``.npz``, or the folder of another layout.
+        corruption: names of the suite, ``all``, ``common`` or ``extra``; ``all`` when no noise is named either.
+        severity: of corruptions, each 1 to 5.
+        suite: whose constants; the one nearest in size when left out.
+        frost_textures: folder with the original frost textures.
+        jpeg_parity: send corrupted images through JPEG of quality 85.
+        noise: names with or without a grid.
+        sigma: grid of the noises without one.
+        layout: ``npz``, ``cifar10c`` or ``imagenetc``; see :func:`write_corrupted`.
+        seed: of everything random, at least 0.
+        limit: take only the images that an evaluation with this seed and limit scores.
+        batch_size: images computed at once; changes no pixel.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        on_bad_image: ``stop``, or ``skip`` to leave unreadable images out.
+        resize: shorter side after resizing, in pixels.
+        crop: side of the centre crop, in pixels.
+        interpolation: of resizing.
+
+    Raises:
+        UsageError: a name or number that is none, or options that do not go together.
+        InputError: a data set, suite or textures that cannot be used.
+    """
     if layout not in LAYOUTS:
         raise unknown_name("layout", layout, LAYOUTS)
-    for option, value, least in (("--seed", seed, 0), ("--limit", limit, 1), ("--batch-size", batch_size, 1)):
-        if value is not None and value < least:
-            raise UsageError(f"{option} is too small", found=str(value), hint=f"{option} {least} or more")
+    check_numbers(seed=seed, limit=limit, batch_size=batch_size)
     if noise is None and corruption is None:
         corruption = "all"
     plan = plan_degradations(
@@ -201,38 +218,38 @@ def write_corrupted(job: Job, *, on_images: OnImages | None = None) -> int:
 
 def _write_npz(job: Job, on_images: OnImages) -> int:
     partial = job.out.with_name(f"{job.out.name}.partial")
-    old = _settings_of_npz(job.out) if job.out.exists() else None
-    if old is not None:
-        _check_settings(job, old, job.out)
+    settings, old_names = job.settings, list[str]()
+    if job.out.exists():
+        settings = _joined(_settings_of_npz(job.out), settings, job.out)
+        old_names = _members(job.out)
     _begin(job, partial)
-    old_names = _members(job.out) if old is not None else []
     made = [one for one in job.conditions if f"{_name(one)}.npy" not in old_names]
     if not made:
         shutil.rmtree(partial, ignore_errors=True)
         return 0
     for condition in made:
-        path = partial / f"{_name(condition).replace('/', '@')}.npy"
+        path = partial / f"{_name(condition)}.npy"
         if path.exists():
             on_images(condition, len(job.indices))
         else:
             _write_npy(path, job, (condition,), on_images)
     with writing(job.out) as file, zipfile.ZipFile(file, "w") as archive:
-        if old is not None:
+        text = np.array(json.dumps(settings))
+        facts = {"labels.npy": job.labels, "indices.npy": job.indices, "settings.npy": text}
+        for member, array in facts.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, array, allow_pickle=False)
+            content.seek(0)
+            _add(archive, member, content)
+        if old_names:
             with zipfile.ZipFile(job.out) as before:
-                for info in before.infolist():
-                    with before.open(info) as source:
-                        _add(archive, info.filename, source)
-        else:
-            text = np.array(json.dumps(job.settings))
-            for name, array in (("labels", job.labels), ("indices", job.indices), ("settings", text)):
-                content = io.BytesIO()
-                np.lib.format.write_array(content, array, allow_pickle=False)
-                content.seek(0)
-                _add(archive, f"{name}.npy", content)
+                for member in old_names:
+                    if member not in facts:
+                        with before.open(member) as source:
+                            _add(archive, member, source)
         for condition in made:
-            name = _name(condition)
-            with (partial / f"{name.replace('/', '@')}.npy").open("rb") as source:
-                _add(archive, f"{name}.npy", source)
+            with (partial / f"{_name(condition)}.npy").open("rb") as source:
+                _add(archive, f"{_name(condition)}.npy", source)
     shutil.rmtree(partial, ignore_errors=True)
     return len(made)
 
@@ -336,27 +353,33 @@ def _begin(job: Job, folder: Path) -> None:
     """Make `folder`, or go on in it where it holds the output of the same settings."""
     record = folder / _SETTINGS
     settings = {**job.settings, "layout": job.layout}
+    before = None
     if record.exists():
         try:
             before = json.loads(record.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise InputError(f"cannot read {record}", found="no JSON", hint="another --out") from None
-        _check_settings(job, before, folder, settings)
-        return
-    if folder.exists() and any(folder.iterdir()):
+        settings = _joined(before, settings, folder)
+    elif folder.exists() and any(folder.iterdir()):
         raise UsageError(
             "--out is a folder with other things in it", found=f"{folder} without {_SETTINGS}", hint="another --out"
         )
-    write_bytes(record, json.dumps(settings, indent=1).encode())
+    if settings != before:
+        write_bytes(record, json.dumps(settings, indent=1).encode())
 
 
-def _check_settings(job: Job, before: Any, where: Path, settings: dict[str, Any] | None = None) -> None:
-    for field, value in (settings or job.settings).items():
-        found = before.get(field) if isinstance(before, dict) else None
-        # Until frost is asked for there are no textures.
+def _joined(before: Any, settings: dict[str, Any], where: Path) -> dict[str, Any]:
+    """The settings of what is there and of what is asked for, which must not contradict each other."""
+    known = before if isinstance(before, dict) else {}
+    joined = {}
+    for field, value in settings.items():
+        found = known.get(field)
+        # Until frost is asked for there are no textures; then they are fixed like the rest.
         if found != value and not (field == "frost textures" and None in (found, value)):
             raise UsageError(
                 f"{where} holds images of another {field}",
                 found=f"{field} {found}, asked for {value}",
                 hint="another --out",
             )
+        joined[field] = found if value is None else value
+    return joined

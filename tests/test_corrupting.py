@@ -201,3 +201,17 @@ def test_settings_are_recorded(tmp_path: Path) -> None:
     assert settings["seed"] == 4
     assert settings["suite"] == "cifar10-c"
     assert len(settings["frost textures"]) == 64
+
+
+@pytest.mark.parametrize("layout", ["npz", "cifar10c"])
+def test_frost_textures_are_fixed_from_the_first_frost_on(tmp_path: Path, layout: str) -> None:
+    out = tmp_path / ("out.npz" if layout == "npz" else "out")
+    textures = tmp_path / "frost"
+    textures.mkdir()
+    for name in ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg"):
+        Image.fromarray(np.full((240, 250, 3), 90, np.uint8)).save(textures / name)
+    write(out, corruption="contrast", layout=layout)
+    write(out, corruption="frost", layout=layout)
+    write(out, corruption="contrast", layout=layout)
+    with pytest.raises(UsageError, match="frost textures"):
+        write(out, corruption="contrast,frost", layout=layout, frost_textures=textures)
