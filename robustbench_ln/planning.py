@@ -167,7 +167,7 @@ def plan_run(
         repeats=repeats,
     )
     names = _mode_names(modes, group_size)
-    _check_numbers(seed=seed, limit=limit, batch_size=batch_size, group_size=group_size)
+    check_numbers(seed=seed, limit=limit, batch_size=batch_size, group_size=group_size)
     fixed = parse_normalize(normalize)
     target = choose_device(device)
 
@@ -279,7 +279,8 @@ def _mode_names(modes: str | Iterable[str] | None, group_size: int | None) -> li
     return names
 
 
-def _check_numbers(*, seed: int, limit: int | None, batch_size: int, group_size: int | None) -> None:
+def check_numbers(*, seed: int, limit: int | None, batch_size: int, group_size: int | None = None) -> None:
+    """Raise UsageError for a number below the least that makes sense."""
     for option, value, least in (
         ("--seed", seed, 0),
         ("--limit", limit, 1),

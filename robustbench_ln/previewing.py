@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from robustbench_ln.corruptions import degrade, plan_degradations
-from robustbench_ln.data import ArrayDataset, Dataset, open_dataset
-from robustbench_ln.data.geometry import Geometry, resized
+from robustbench_ln.corruptions import degrade, plan_degradations, to_levels
+from robustbench_ln.data import ArrayDataset, Dataset, open_dataset, parse_geometry
+from robustbench_ln.data.geometry import resized
 from robustbench_ln.data.imagefolder import read_image
 from robustbench_ln.errors import UsageError
 from robustbench_ln.results.files import writing
@@ -95,8 +95,7 @@ def preview(
     dataset: Dataset
     if image is not None:
         pixels = read_image(Path(image))[None]
-        size = Geometry(resize, crop, interpolation or "bilinear") if resize or crop else None
-        dataset = resized(ArrayDataset(pixels, [0], id=Path(image).name), size)
+        dataset = resized(ArrayDataset(pixels, [0], id=Path(image).name), parse_geometry(resize, crop, interpolation))
         index = 0
     else:
         dataset = open_dataset(data, resize=resize, crop=crop, interpolation=interpolation)
@@ -107,7 +106,7 @@ def preview(
     rows: dict[str, list[tuple[float, NDArray[np.uint8]]]] = {}
     for condition in made.conditions:
         shown = degrade(clean, condition, torch.tensor([index]), seed, suite=made.suite, textures=made.textures)
-        picture = shown[0].mul(255.0).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        picture = to_levels(shown)[0].permute(1, 2, 0).numpy()
         rows.setdefault(condition.name, []).append((condition.level, picture))
     height, width = dataset.image_size
     constants = f", constants of {made.suite.name}" if any(one.suite for one in made.conditions) else ""
@@ -149,8 +148,8 @@ def _drawn(sheet: Sheet) -> Image.Image:
     draw = ImageDraw.Draw(page)
     font, small = ImageFont.load_default(14), ImageFont.load_default(11)
     draw.text((_GAP, _GAP), sheet.title, "black", font)
-    for i, warning in enumerate(sheet.warnings[:1]):
-        draw.text((_GAP, _GAP + 18 + 14 * i), warning, "#a04000", small)
+    for warning in sheet.warnings[:1]:  # there is room for one
+        draw.text((_GAP, _GAP + 18), warning, "#a04000", small)
 
     def enlarged(pixels: NDArray[np.uint8]) -> Image.Image:
         return Image.fromarray(pixels).resize((cell_w, cell_h), Image.Resampling.NEAREST)

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import geometric_mean, median
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_ln.benchmarks.peer import NAME, find_peer
-from robustbench_ln.benchmarks.timing import geometric_mean, machine, median_of, on_one_core, per_second
+from robustbench_ln.benchmarks.timing import machine, on_one_core, per_second
 from robustbench_ln.corruptions import ImageRng, Suite, corrupt, nearest_suite
 from robustbench_ln.corruptions.suites import SEVERITIES
 from robustbench_ln.data import open_dataset
@@ -68,9 +69,10 @@ def bench_corruptions(
             np.save(file, images.permute(0, 2, 3, 1).numpy())
             for name in corruption or suite.corruptions:
                 ours, theirs = [], []
-                _once(images, name, severity, suite)  # precomputed operators are not what is measured
+                work = partial(corrupt, images, name, severity, suite=suite)
+                work()  # precomputed operators are not what is measured
                 for _ in range(repeats):
-                    ours.append(per_second(partial(_once, images, name, severity, suite), len(images)))
+                    ours.append(per_second(work, len(images)))
                     measured = other.per_second(file, name, severity) if other is not None else None
                     if measured is not None:
                         theirs.append(measured)
@@ -79,8 +81,8 @@ def bench_corruptions(
                     "suite": suite.name,
                     "size": size,
                     "severity": severity,
-                    "images_per_second": median_of(ours),
-                    "peer": {"name": NAME, "images_per_second": median_of(theirs)} if theirs else None,
+                    "images_per_second": median(ours),
+                    "peer": {"name": NAME, "images_per_second": median(theirs)} if theirs else None,
                 }
                 rows.append(row)
                 if on_row is not None:
@@ -96,10 +98,6 @@ def bench_corruptions(
         "geometric_means": [_mean_row([row for row in rows if row["size"] == size]) for size in sizes],
         "sweeps": sweeps,
     }
-
-
-def _once(images: Tensor, name: str, severity: int, suite: Suite) -> Tensor:
-    return corrupt(images, name, severity, suite=suite)
 
 
 def _images(size: int) -> Tensor:
@@ -131,12 +129,9 @@ def _sweep(images: Tensor, suite: Suite, repeats: int) -> dict[str, Any]:
     ready = images.float() / 255
     with torch.inference_mode():
         network(ready)
-        forward = median_of([per_second(lambda: network(ready), len(images)) for _ in range(repeats)])
-    seconds = [
-        1 / median_of([per_second(partial(_once, images, name, level, suite), len(images)) for _ in range(repeats)])
-        for name in suite.corruptions
-        for level in SEVERITIES
-    ]
+        forward = median([per_second(lambda: network(ready), len(images)) for _ in range(repeats)])
+    works = [partial(corrupt, images, name, level, suite=suite) for name in suite.corruptions for level in SEVERITIES]
+    seconds = [1 / median([per_second(work, len(images)) for _ in range(repeats)]) for work in works]
     corrupting = sum(seconds) / len(seconds)
     return {
         "network": _NETWORKS[size],

@@ -22,7 +22,7 @@ NAME = "imagecorruptions 1.1.2"
 _PACKAGES = (
     "imagecorruptions==1.1.2",
     "numpy<2",
-    "scikit-image==0.20.0.dev0",
+    "scikit-image<0.21",
     "scipy<1.14",
     "opencv-python-headless<4.11",
     "setuptools<81",

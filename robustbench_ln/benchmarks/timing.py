@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,16 +23,6 @@ def per_second(work: Callable[[], object], items: int) -> float:
         work()
         calls += 1
     return items * calls / taken
-
-
-def median_of(measurements: list[float]) -> float:
-    """Middle of the measurements."""
-    return statistics.median(measurements)
-
-
-def geometric_mean(values: list[float]) -> float:
-    """Geometric mean of positive numbers."""
-    return statistics.geometric_mean(values)
 
 
 @contextmanager

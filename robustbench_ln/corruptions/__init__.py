@@ -9,7 +9,15 @@ from robustbench_ln.corruptions.conditions import (
     parse_noises,
     plan_noises,
 )
-from robustbench_ln.corruptions.degrade import KERNEL_VERSION, Ranges, add_noise, degrade, fingerprint, to_float
+from robustbench_ln.corruptions.degrade import (
+    KERNEL_VERSION,
+    Ranges,
+    add_noise,
+    degrade,
+    fingerprint,
+    to_float,
+    to_levels,
+)
 from robustbench_ln.corruptions.kernels.textures import FrostTextures
 from robustbench_ln.corruptions.noise import NOISES, Noise
 from robustbench_ln.corruptions.plan import Degradations, plan_degradations
@@ -42,4 +50,5 @@ __all__ = [
     "plan_degradations",
     "plan_noises",
     "to_float",
+    "to_levels",
 ]

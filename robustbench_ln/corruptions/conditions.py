@@ -122,8 +122,8 @@ def parse_noises(noises: str | Iterable[str], sigma: str | float | Sequence[floa
     return requests
 
 
-GROUPS = ("all", "common", "extra")
-"""What ``--corruption`` takes besides names: every one, those of mCE, and the others."""
+GROUPS = {"all": (False, True), "common": (False,), "extra": (True,)}
+"""What ``--corruption`` takes besides names (every one, those of mCE, the others), and their ``extra``."""
 
 
 def parse_corruptions(corruptions: str | Iterable[str], suite: Suite) -> list[str]:
@@ -140,8 +140,7 @@ def parse_corruptions(corruptions: str | Iterable[str], suite: Suite) -> list[st
     for text in [corruptions] if isinstance(corruptions, str) else corruptions:
         for name in (name.strip() for name in text.split(",")):
             if name in GROUPS:
-                wanted = {"all": (True, False), "common": (False,), "extra": (True,)}[name]
-                names |= dict.fromkeys(one.name for one in suite.corruptions.values() if one.extra in wanted)
+                names |= dict.fromkeys(one.name for one in suite.corruptions.values() if one.extra in GROUPS[name])
             elif name in suite.corruptions:
                 names[name] = None
             else:

@@ -48,6 +48,11 @@ def to_float(images: Tensor) -> Images:
     return images.to(torch.float32).div_(255.0)
 
 
+def to_levels(images: Images) -> Tensor:
+    """Images in [0, 1] to uint8, each value to the nearest level: exact for what has 8 bits already, rounds noise."""
+    return images.mul(255.0).add_(0.5).floor_().to(torch.uint8)
+
+
 def add_noise(images: Images, condition: Condition, indices: Tensor, seed: int) -> Images:
     """Noisy images before the range policy.
 

@@ -113,7 +113,7 @@ class Manifest:
             ("frost textures", mine or theirs, theirs or mine),
         ):
             if here != asked:
-                shown, wanted = (str(value)[:12] for value in (here, asked))
+                shown, wanted = (value[:12] if isinstance(value, str) else value for value in (here, asked))
                 if name == "data":
                     shown, wanted = f"{self.data.source} ({shown})", f"{other.data.source} ({wanted})"
                 raise UsageError(
