@@ -12,12 +12,12 @@ import torch
 
 from robustbench_ln import evaluation
 from robustbench_ln._version import __version__
-from robustbench_ln.errors import UsageError
 from robustbench_ln.evaluation import Event, Finish
 from robustbench_ln.metrics.accuracy import wilson
-from robustbench_ln.planning import Plan, plan_run
+from robustbench_ln.planning import Plan, check_numbers, plan_run
 from robustbench_ln.reports import csv, summarise
 from robustbench_ln.results import FolderRun, Results, Run, RunInfo, collect, open_run, save, write_bytes
+from robustbench_ln.results.files import as_utf8
 from robustbench_ln.types import ResultRow
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def evaluate(
         ResourceError: the folder cannot be written, a download is forbidden or fails.
         TrustError: the data changed during the run.
     """
+    check_numbers(workers=workers)
     with threads_of(threads):
         plan = plan_run(
             model,
@@ -175,7 +176,7 @@ def _collect(plan: Plan, run: Run, command: str) -> Results:
     info = RunInfo(
         lnbench_version=__version__,
         created=run.manifest.created,
-        command=command,
+        command=as_utf8(command),
         seed=plan.seed,
         limit=plan.manifest.limit,
         precision=plan.manifest.precision,
@@ -200,10 +201,14 @@ def _doubts(run: Run, rows: list[ResultRow]) -> list[str]:
         own = own or max(clean.values(), key=lambda row: row.accuracy, default=None)
         if own is not None:
             low, _ = wilson(own.counts.correct, own.counts.n)
-            if low < (1.2 if classes == 2 else 2.0) / classes:
+            threshold = (1.2 if classes == 2 else 2.0) / classes
+            if low < threshold:
+                n = own.counts.n
+                few = f"of {n} image{'s' if n > 1 else ''} cannot be told from chance"
                 doubts.append(
-                    f"{model.id}: clean accuracy {100 * own.accuracy:.1f} % ({own.mode}) is near chance "
-                    f"({100 / classes:.1f} %): wrong preprocessing, label order or checkpoint?"
+                    f"{model.id}: clean accuracy {100 * own.accuracy:.1f} % ({own.mode}) "
+                    f"{'is near chance' if own.accuracy < threshold else few} ({100 / classes:.1f} %): "
+                    "wrong preprocessing, label order or checkpoint?"
                 )
         lost = sum(row.extra.get("non_finite", 0) for row in mine)
         if lost:
@@ -226,8 +231,7 @@ def threads_of(threads: int | None) -> Iterator[None]:
     if threads is None:
         yield
         return
-    if threads < 1:
-        raise UsageError("--threads is too small", found=str(threads), hint="--threads 1 or more")
+    check_numbers(threads=threads)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

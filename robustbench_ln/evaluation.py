@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -22,7 +27,9 @@ from torch import Tensor
 
 from robustbench_ln.corruptions import ImageRng, Ranges, add_noise, degrade, fingerprint, to_float
 from robustbench_ln.corruptions.degrade import FINGERPRINT_IMAGES
+from robustbench_ln.errors import ResourceError, UsageError
 from robustbench_ln.metrics.calibration import count, per_image
+from robustbench_ln.models.imports import importable_from_here, one_line
 from robustbench_ln.norms.modes import Schedule
 from robustbench_ln.norms.predict import Chance, decide, frozen_state, predict_logits
 from robustbench_ln.planning import Plan, PlannedModel
@@ -78,7 +85,7 @@ def run(plan: Plan, finished: Finished, *, workers: int = 0) -> Iterator[Event]:
     reused: list[Condition] = []
     for condition in plan.conditions:
         tasks = [_Task(one, mode, plan.key(one, condition, mode)) for one in plan.models for mode in one.schedules]
-        missing = [task for task in tasks if finished(task.key) is None]
+        missing = [task for task in tasks if not _is_whole(plan, finished(task.key))]
         done = (len(tasks) - len(missing)) * plan.limit
         if done:
             yield Progress(condition, (), done)
@@ -106,6 +113,11 @@ class _Task:
     key: str
 
 
+def _is_whole(plan: Plan, cell: Cell | None) -> bool:
+    """Whether a cell is there with all that the plan wants of it; predictions may have been left out before."""
+    return cell is not None and (len(cell.predicted) > 0 or not plan.keep_predictions)
+
+
 def _reuse_clean(plan: Plan, condition: Condition, finished: Finished) -> Iterator[Event]:
     """Sigma 0 leaves every image as it is: its rows are those of `clean`."""
     clean = next(other for other in plan.conditions if other.kind == "clean")
@@ -113,7 +125,7 @@ def _reuse_clean(plan: Plan, condition: Condition, finished: Finished) -> Iterat
         for mode in one.schedules:
             key = plan.key(one, condition, mode)
             cell = finished(plan.key(one, clean, mode))
-            if finished(key) is None and cell is not None:
+            if cell is not None and not _is_whole(plan, finished(key)):
                 yield Finish(key, replace(cell, row=replace(cell.row, condition=condition, seconds=0.0)))
                 yield Progress(condition, (mode.mode.name,), plan.limit)
 
@@ -283,44 +295,76 @@ def _threads(n: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-_worker_plan: Plan | None = None
-
-
-def _start_worker(plan: Plan) -> None:
-    global _worker_plan
-    _worker_plan = plan
+def _start_worker() -> None:
     torch.set_num_threads(1)
     # Ctrl-C reaches the whole process group; the parent decides what becomes of the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _work(index: int, keys: frozenset[str]) -> list[Finish]:
-    assert _worker_plan is not None
-    plan = _worker_plan
+@cache
+def _read_plan(file: Path) -> Plan:
+    # Modules in the current folder, as the parent found them.
+    with importable_from_here():
+        plan: Plan = pickle.loads(file.read_bytes())
+    return plan
+
+
+def _work(file: Path, index: int, keys: frozenset[str]) -> list[Finish]:
+    try:
+        plan = _read_plan(file)
+    except Exception as error:  # the network's own code is imported and run
+        raise _no_workers(error) from error
     condition = plan.conditions[index]
     tasks = [_Task(one, mode, plan.key(one, condition, mode)) for one in plan.models for mode in one.schedules]
     events = _run_condition(plan, condition, [task for task in tasks if task.key in keys])
     return [event for event in events if isinstance(event, Finish)]
 
 
+def _no_workers(error: Exception) -> UsageError:
+    return UsageError(
+        "a model or data set cannot be handed to worker processes",
+        found=one_line(error),
+        hint="--workers 0, or define its class at the top of a module that can be imported",
+    )
+
+
 def _run_in_processes(plan: Plan, todo: list[tuple[Condition, list[_Task]]], workers: int) -> Iterator[Event]:
-    """Conditions side by side; rows come as they are done."""
-    # spawn: a forked child would inherit torch's thread pools and CUDA contexts in an undefined state.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_start_worker, initargs=(plan,))
-    futures: dict[Future[list[Finish]], Condition] = {}
+    """Conditions side by side; rows come as they are done.
+
+    Raises:
+        UsageError: the plan cannot be handed to another process.
+        ResourceError: a worker was killed.
+    """
     try:
-        for condition, missing in todo:
-            keys = frozenset(task.key for task in missing)
-            futures[pool.submit(_work, plan.conditions.index(condition), keys)] = condition
-        for future in as_completed(futures):
-            finishes = future.result()
-            yield from finishes
-            names = tuple(dict.fromkeys(finish.cell.row.mode for finish in finishes))
-            yield Progress(futures[future], names, len(finishes) * plan.limit)
-    except BaseException:
-        for process in (pool._processes or {}).values():
-            os.kill(process.pid, signal.SIGTERM)  # type: ignore[arg-type]
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        content = pickle.dumps(plan)
+    except Exception as error:  # the network's own code may run
+        raise _no_workers(error) from error
+    with TemporaryDirectory(prefix="lnbench-") as folder:
+        # By way of a file: a process that cannot read its start arguments leaves its parent waiting for ever.
+        file = Path(folder) / "plan"
+        file.write_bytes(content)
+        # spawn: a forked child would inherit torch's thread pools and CUDA contexts in an undefined state.
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_start_worker)
+        futures: dict[Future[list[Finish]], Condition] = {}
+        try:
+            for condition, missing in todo:
+                keys = frozenset(task.key for task in missing)
+                futures[pool.submit(_work, file, plan.conditions.index(condition), keys)] = condition
+            for future in as_completed(futures):
+                finishes = future.result()
+                yield from finishes
+                names = tuple(dict.fromkeys(finish.cell.row.mode for finish in finishes))
+                yield Progress(futures[future], names, len(finishes) * plan.limit)
+        except BrokenProcessPool as error:
+            raise ResourceError(
+                "a worker process died",
+                found=f"{workers} workers, {one_line(error)}",
+                hint="fewer --workers (memory?); in a script of yours, call evaluate under if __name__ == '__main__'",
+            ) from error
+        except BaseException:
+            for process in (pool._processes or {}).values():
+                os.kill(process.pid, signal.SIGTERM)  # type: ignore[arg-type]
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

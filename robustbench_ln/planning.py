@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from robustbench_ln.corruptions import KERNEL_VERSION, FrostTextures, ImageRng, Suite, plan_degradations, to_float
 from robustbench_ln.data import Dataset, open_dataset
-from robustbench_ln.errors import InputError, UsageError, unknown_name
+from robustbench_ln.errors import InputError, LnbenchError, UsageError, unknown_name
 from robustbench_ln.models import (
     Classifier,
     LoadedModel,
@@ -25,9 +23,11 @@ from robustbench_ln.models import (
     parse_normalize,
     wrap_module,
 )
+from robustbench_ln.models.imports import one_line
 from robustbench_ln.norms import NetworkNorms, choose_modes, frozen_state, parse_mode
 from robustbench_ln.norms.modes import Schedule, schedule
 from robustbench_ln.results import Manifest, row_key
+from robustbench_ln.results.files import as_utf8
 from robustbench_ln.types import Condition, DataInfo, ModelInfo
 
 PROBE_IMAGES = 512
@@ -84,9 +84,9 @@ class Plan:
         """Name of a row: a digest of all that can change its numbers."""
         digest = model.info.id.rpartition("@")[2]
         manifest = self.manifest
-        where = (manifest.data.sha256, manifest.seed, manifest.limit, manifest.precision)
-        what = (mode.identity, condition.to_dict(), self._textures_of(condition), self.keep_predictions)
-        return row_key([KERNEL_VERSION, *where, digest, *what])
+        where = (manifest.data.sha256, manifest.seed, manifest.limit, manifest.precision, manifest.kernels)
+        what = (mode.identity, condition.to_dict(), self._textures_of(condition))
+        return row_key([*where, digest, *what])
 
     def _textures_of(self, condition: Condition) -> str:
         """Digest of the textures that a condition's pixels depend on; empty for most."""
@@ -200,6 +200,7 @@ def plan_run(
     for one in loaded:
         warnings += one.warnings
         _check_classes(one, dataset)
+        _check_size(one, probe[0])
         info, classifier, said = _prepare(one, normalize, fixed, probe)
         warnings += said
         twin = next(
@@ -208,17 +209,9 @@ def plan_run(
         if twin:
             warnings.append(f"{one.source} has the content of {twin.info.source} and is evaluated once")
             continue
-        norms = NetworkNorms.of(one.network, one.group_size)
-        schedules = []
-        for mode in choose_modes(names, norms, group_size=group_size):
-            refusal = norms.refusal(mode)
-            if refusal:
-                skipped.append(f"{info.id}: mode {mode.name} is skipped, {refusal}")
-                continue
-            cut = schedule(mode, norms, len(dataset))
-            schedules.append(cut)
-            if cut.warning:
-                warnings.append(f"{info.id}: {cut.warning}")
+        schedules, left_out = _schedules(one, names, group_size, dataset)
+        skipped += [f"{info.id}: {why}" for why in left_out]
+        warnings += [f"{info.id}: {cut.warning}" for cut in schedules if cut.warning]
         if len(dataset.classes) < info.num_classes:
             warnings.append(f"{info.id} has {info.num_classes} logits, the data has {len(dataset.classes)} classes")
         planned.append(PlannedModel(info, classifier.to(target), _without_twins(schedules)))
@@ -228,7 +221,7 @@ def plan_run(
         limit = None
     info_ = DataInfo(
         dataset.id,
-        dataset.source,
+        as_utf8(dataset.source),
         dataset.sha256,
         len(dataset),
         len(dataset.classes),
@@ -243,12 +236,13 @@ def plan_run(
         seed=seed,
         limit=limit,
         precision="fp32",
+        kernels=KERNEL_VERSION,
         order_sha256=hashlib.sha256(order.numpy().astype("<i8").tobytes()).hexdigest(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         models=tuple(one.info for one in planned),
         modes=tuple(ran),
         conditions=conditions,
-        warnings=tuple(dict.fromkeys(warnings + skipped)),
+        warnings=tuple(dict.fromkeys(map(as_utf8, warnings + skipped))),
     )
     scored = len(dataset) if limit is None else limit
     return Plan(
@@ -279,16 +273,38 @@ def _mode_names(modes: str | Iterable[str] | None, group_size: int | None) -> li
     return names
 
 
-def check_numbers(*, seed: int, limit: int | None, batch_size: int, group_size: int | None = None) -> None:
-    """Raise UsageError for a number below the least that makes sense."""
-    for option, value, least in (
-        ("--seed", seed, 0),
-        ("--limit", limit, 1),
-        ("--batch-size", batch_size, 1),
-        ("--group-size", group_size, 1),
-    ):
+def check_numbers(**numbers: int | None) -> None:
+    """Raise UsageError for an option (``batch_size``) below the least that makes sense: 0 for some, 1 for others."""
+    for name, value in numbers.items():
+        least = 0 if name in ("seed", "workers") else 1
         if value is not None and value < least:
+            option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} is too small", found=str(value), hint=f"{option} {least} or more")
+
+
+def _schedules(
+    one: LoadedModel, names: list[str] | None, group_size: int | None, dataset: Dataset
+) -> tuple[list[Schedule], list[str]]:
+    """The modes that a model is evaluated under, and why others are not.
+
+    Raises:
+        InputError: the data cannot be cut for a mode that was asked for by its name.
+    """
+    norms = NetworkNorms.of(one.network, one.group_size)
+    asked = {parse_mode(name).unsized for name in names or () if name != "all"}
+    schedules, left_out = [], []
+    for mode in choose_modes(names, norms, group_size=group_size):
+        refusal = norms.refusal(mode)
+        if refusal:
+            left_out.append(f"mode {mode.name} is skipped, {refusal}")
+            continue
+        try:
+            schedules.append(schedule(mode, norms, len(dataset), dataset.image_size))
+        except InputError as error:
+            if mode.unsized in asked:
+                raise
+            left_out.append(f"mode {mode.name} is skipped: {error.what} ({error.found})")
+    return schedules, left_out
 
 
 def _check_classes(one: LoadedModel, dataset: Dataset) -> None:
@@ -301,8 +317,24 @@ def _check_classes(one: LoadedModel, dataset: Dataset) -> None:
         )
 
 
+def _check_size(one: LoadedModel, images: Tensor) -> None:
+    try:
+        with frozen_state(one.network):
+            one.network(images[:2])
+    except LnbenchError:
+        raise
+    except Exception as error:  # the network's own code ran
+        height, width = images.shape[-2:]
+        raise InputError(
+            f"{one.source} cannot take the images of the data",
+            found=f"{height} x {width} pixels: {one_line(error)}",
+            hint="--resize and --crop to the size that the model was made for",
+        ) from error
+
+
 def _probe_images(dataset: Dataset, order: Tensor) -> tuple[Tensor, Tensor]:
-    indices = np.sort(order[:PROBE_IMAGES].numpy())
+    # In the shuffled order: classes mixed, as networks with live statistics need them.
+    indices = order[:PROBE_IMAGES].numpy()
     return to_float(dataset.read(indices)), torch.from_numpy(dataset.labels[indices])
 
 
@@ -328,7 +360,7 @@ def _prepare(
     norms = NetworkNorms.of(one.network, one.group_size)
     info = ModelInfo(
         id=f"{one.label}@{digest}",
-        source=one.source,
+        source=as_utf8(one.source),
         sha256=one.sha256,
         arch=one.arch,
         norm=norms.kind,
@@ -354,7 +386,7 @@ def _check_every_mode_runs(
     for name in names:
         if name != "all" and parse_mode(name).name.split(":")[0] not in ran:
             fit = dict.fromkeys(
-                mode.name for one in loaded for mode in NetworkNorms.of(one.network, one.group_size).all_modes()
+                mode.name for one in loaded for mode in NetworkNorms.of(one.network, one.group_size).runnable_modes()
             )
             error = unknown_name("mode", name, fit)
             norms = NetworkNorms.of(loaded[0].network, loaded[0].group_size)
@@ -364,18 +396,3 @@ def _check_every_mode_runs(
                 found=f"{loaded[0].source}: {reason}",
                 hint=error.hint,
             )
-
-
-def with_device(plan: Plan, device: str) -> Plan:
-    """The same plan with its models on another device."""
-    models = tuple(replace(one, classifier=one.classifier.to(device)) for one in plan.models)
-    return replace(plan, models=models, device=device)
-
-
-def describe(plan: Plan) -> dict[str, Any]:
-    """The facts of a plan that a user may want to see before it runs."""
-    return {
-        "cells": len(plan.conditions) * sum(len(one.schedules) for one in plan.models),
-        "images": plan.limit,
-        "models": [one.info.id for one in plan.models],
-    }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -21,8 +23,9 @@ from torch import Tensor, nn
 from robustbench_ln import Results, evaluate, load_results
 from robustbench_ln.corruptions import Ranges, add_noise, degrade, to_float
 from robustbench_ln.data import ArrayDataset
-from robustbench_ln.errors import InputError, TrustError, UsageError
+from robustbench_ln.errors import InputError, ResourceError, TrustError, UsageError
 from robustbench_ln.evaluation import Event, Finish, find_ranges, run, total_images
+from robustbench_ln.models import choose_preprocessing
 from robustbench_ln.planning import plan_run, visiting_order
 from robustbench_ln.results.store import Cell, FolderRun, MemoryRun, open_run
 from tests.conftest import random_localnorm, random_network, toy_arrays, toy_data
@@ -174,6 +177,52 @@ def test_numbers_do_not_depend_on_worker_processes(reference: Results) -> None:
     other = small_run(batch_size=64, workers=2)
     assert numbers(other) == numbers(reference)
     assert close(other, reference)
+
+
+def test_workers_find_a_network_in_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "own_network.py").write_text(OWN_NETWORK)
+    command = [
+        sys.executable, "-m", "robustbench_ln", "eval", "--model", "python:own_network:make", "--limit", "20",
+        "--noise", "agn=1,2", "--modes", "native", "--normalize", "half", "--workers", "2", "--quiet", "--out", "run",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(load_results(tmp_path / "run").document.rows) == 3
+
+
+OWN_NETWORK = """
+from torch import nn
+
+class Own(nn.Sequential):
+    pass
+
+def make():
+    return Own(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 10))
+"""
+
+
+def test_a_network_that_no_worker_can_read_is_refused() -> None:
+    class Local(nn.Sequential):
+        pass
+
+    network = Local(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 10))
+    with pytest.raises(UsageError, match="--workers 0"):
+        evaluate(network, toy_data(20), noise="agn=1,2", normalize="half", workers=2)
+
+
+class Deadly(nn.Sequential):
+    """Ends the worker process that reads it, as the system does where memory runs out."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if multiprocessing.parent_process() is not None:
+            os._exit(1)
+        super().__setstate__(state)
+
+
+def test_a_worker_that_dies_ends_the_run() -> None:
+    network = Deadly(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 10))
+    with pytest.raises(ResourceError, match="died"):
+        evaluate(network, toy_data(20), noise="agn=1,2", normalize="half", workers=2)
 
 
 def test_a_limit_changes_nothing_for_the_images_it_keeps(reference: Results) -> None:
@@ -370,9 +419,79 @@ def test_a_folder_of_other_settings_is_refused_by_name(tmp_path: Path, field: st
     settings = {"data": toy_data(40), "noise": "agn=1", "modes": "bn", "normalize": "none", "out": tmp_path / "run"}
     evaluate(random_network(), **settings)
     done = rows_done(tmp_path / "run")
-    with pytest.raises(UsageError, match=f"another {field}"):
+    with pytest.raises(UsageError, match=f"other {field}"):
         evaluate(random_network(), **{**settings, **change})
     assert rows_done(tmp_path / "run") == done
+
+
+def test_predictions_that_an_earlier_command_left_out_are_made_up_for(tmp_path: Path) -> None:
+    settings = {"data": toy_data(40), "noise": "agn=0,1", "modes": "bn", "normalize": "none", "out": tmp_path / "run"}
+    without = evaluate(random_network(), predictions=False, **settings)
+    assert without.document.predictions is None
+    with_them = evaluate(random_network(), **settings)
+    assert len(with_them.document.rows) == len(without.document.rows) == 3
+    assert all(with_them.predictions(row) is not None for row in with_them.document.rows)
+    events: list[Event] = []
+    again = evaluate(random_network(), predictions=False, on_event=events.append, **settings)
+    assert not any(isinstance(event, Finish) for event in events)
+    assert numbers(again) == numbers(with_them)
+
+
+def test_what_a_kill_left_half_written_is_cleared_away(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".run.json.abc123.tmp").write_bytes(b"{")
+    first = folder_run(run)
+    (run / "rows" / ".0123.row.abc123.tmp").write_bytes(b"half")
+    assert numbers(folder_run(run)) == numbers(first)
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_rows_that_run_json_does_not_know_are_named_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"data": toy_data(40), "modes": "bn", "normalize": "none", "out": tmp_path / "run"}
+    evaluate(random_network(), noise="agn=1,2", **settings)
+    record = tmp_path / "run" / "run.json"
+    content = json.loads(record.read_text())
+    content["conditions"] = content["conditions"][:-1]
+    record.write_text(json.dumps(content))
+    results = evaluate(random_network(), noise="agn=1", **settings)
+    assert [row.condition.level for row in results.document.rows] == [0.0, 1.0]
+    assert "run.json does not know" in caplog.text
+
+
+def test_a_folder_made_with_other_kernels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"data": toy_data(40), "noise": "agn=1", "modes": "bn", "normalize": "none", "out": tmp_path / "run"}
+    evaluate(random_network(), **settings)
+    monkeypatch.setattr("robustbench_ln.planning.KERNEL_VERSION", 10**6)
+    with pytest.raises(UsageError, match="another kernel version"):
+        evaluate(random_network(), **settings)
+
+
+def test_a_mode_asked_for_by_another_name_is_the_same_row(tmp_path: Path) -> None:
+    settings = {"data": toy_data(40), "noise": "agn=1", "normalize": "none", "out": tmp_path / "run"}
+    for modes in ("dynbn-batch:128", "dynbn-batch", "dynbn-batch:40"):
+        results = evaluate(random_network(), modes=modes, **settings)
+        assert len(results.document.rows) == 2
+        assert results.accuracy("dynbn-batch", "agn", 1.0) == results.accuracy("dynbn-batch:40", "agn", 1.0)
+
+
+def test_accuracy_tells_ranges_apart_and_says_which_rows_fit(tmp_path: Path) -> None:
+    settings = {"data": toy_data(40), "noise": "agn=1", "modes": "bn", "normalize": "none", "out": tmp_path / "run"}
+    for policy in ("clip", "none"):
+        results = evaluate(random_network(), range=policy, **settings)
+    with pytest.raises(UsageError, match="agn 1, none"):
+        results.accuracy("bn", "agn", 1.0)
+    assert 0 <= results.accuracy("bn", "agn", 1.0, range="none") <= 1
+
+
+def test_paths_that_are_no_utf8_are_spelled_out(tmp_path: Path) -> None:
+    path = tmp_path / "bad\udcffname.pt"
+    torch.save(random_network().state_dict(), path)
+    results = evaluate(str(path), toy_data(40), noise="agn=0", modes="bn", normalize="none", out=tmp_path / "run")
+    assert results.document.models[0].source.endswith("bad\\xffname.pt")
+    assert numbers(load_results(tmp_path / "run")) == numbers(results)
 
 
 def test_a_changed_model_file_is_a_new_model_and_a_renamed_one_is_not(tmp_path: Path, bn_file: Path) -> None:
@@ -490,9 +609,57 @@ def test_the_mode_that_no_model_can_run_is_an_error_and_the_one_that_some_can_is
     assert sum("skipped" in warning for warning in results.warnings) == 2
 
 
+def test_modes_that_the_data_cannot_be_cut_for() -> None:
+    images, labels = toy_arrays(40)
+    oblong = ArrayDataset(images[:, :, :12], labels, classes=tuple("abcdefghij"))
+    with pytest.raises(InputError, match="square"):
+        evaluate(random_network(), oblong, noise="agn=0", modes="bn,dynbn-single+rot90", normalize="none")
+    results = evaluate(random_network(), oblong, noise="agn=0", modes="all", normalize="none")
+    assert {row.mode for row in results.document.rows} == {"bn", "dynbn-batch", "dynbn-single", "bn-adapt:16"}
+    assert any("dynbn-single+rot90 is skipped" in warning for warning in results.warnings)
+
+
+def test_the_modes_offered_instead_are_all_that_run() -> None:
+    with pytest.raises(UsageError) as error:
+        evaluate(random_network(), toy_data(30), modes="ln-batch", normalize="none")
+    assert "native" in str(error.value)
+
+
+def test_images_too_small_for_the_network_are_refused_before_the_run() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 10, 16), nn.AvgPool2d(8), nn.Flatten(), nn.LazyLinear(10))
+    network(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(InputError, match="16 x 16 pixels"):
+        evaluate(network, toy_data(30), normalize="half")
+
+
+def test_preprocessing_is_probed_on_classes_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # toy_data is sorted by class, and statistics of a batch of one class mislead a network with live statistics.
+    seen = []
+
+    def choose(network: nn.Module, images: Tensor, labels: Tensor) -> Any:
+        seen.append(labels.tolist())
+        return choose_preprocessing(network, images, labels)
+
+    monkeypatch.setattr("robustbench_ln.planning.choose_preprocessing", choose)
+    plan_run(random_localnorm(), toy_data(200), modes="ln-batch")
+    assert seen[0] != sorted(seen[0])
+
+
 def test_a_model_near_chance_is_named_loudly() -> None:
     results = evaluate(random_network(), toy_data(200), noise="agn=0", modes="bn", normalize="none")
-    assert any("near chance" in warning for warning in results.warnings)
+    assert any("is near chance" in warning for warning in results.warnings)
+
+
+def test_too_few_images_to_tell_from_chance_are_said_to_be() -> None:
+    images, labels = toy_arrays(4)
+    network = random_network(classes=2)
+    first = evaluate(network, ArrayDataset(images, labels % 2, classes="ab"), noise="agn=0", normalize="none")
+    predicted = first.predictions(first.document.rows[0])
+    assert predicted is not None
+    data = ArrayDataset(images, predicted[0], classes="ab")
+    results = evaluate(network, data, noise="agn=0", modes="bn", normalize="none", limit=1)
+    assert results.accuracy("bn") == 1
+    assert any("1 image cannot be told from chance" in warning for warning in results.warnings)
 
 
 class Broken(nn.Module):
@@ -533,7 +700,7 @@ def test_fewer_classes_in_the_data_than_logits_is_said() -> None:
     [
         {"modes": "bnn"}, {"noise": "agm"}, {"sigma": "-1"}, {"sigma": "nan"}, {"noise": "mbn=0,2"}, {"range": "clamp"},
         {"seed": -1}, {"limit": 0}, {"batch_size": 0}, {"repeats": 0}, {"group_size": 0}, {"threads": 0},
-        {"device": "tpu"}, {"device": "cuda:99"}, {"normalize": "imagenat"}, {"preset": "paper"},
+        {"workers": -1}, {"device": "tpu"}, {"device": "cuda:99"}, {"normalize": "imagenat"}, {"preset": "paper"},
         {"preset": "paper-fig6", "sigma": "1"}, {"modes": "bn-adapt"},
     ],
 )  # fmt: skip

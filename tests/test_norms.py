@@ -165,7 +165,7 @@ def test_a_mode_agrees_with_numpy_in_float64(mode: str) -> None:
     k = 3
     network = bn_network() if mode in BN_MODES else ln_network(k)
     images, group = pictures(30), torch.rand(30, generator=torch.Generator().manual_seed(1))
-    made = schedule(parse_mode(mode), NetworkNorms.of(network, group_size=5), len(images))
+    made = schedule(parse_mode(mode), NetworkNorms.of(network, group_size=5), len(images), (8, 8))
     with frozen_state(network):
         found = predict_logits(network, network, images, made, group).numpy()
     expected = np_logits(network, images.double().numpy(), mode, 5, k, group.numpy())
@@ -181,7 +181,7 @@ def test_every_mode_of_the_table_is_compared_with_numpy() -> None:
 
 
 def run_mode(network: nn.Module, images: Tensor, mode: str, group_size: int | None = 4) -> Tensor:
-    made = schedule(parse_mode(mode), NetworkNorms.of(network, group_size), len(images))
+    made = schedule(parse_mode(mode), NetworkNorms.of(network, group_size), len(images), (8, 8))
     with frozen_state(network):
         return predict_logits(network, network, images, made, torch.full((len(images),), 0.4))
 
@@ -398,7 +398,18 @@ def test_a_mode_is_named_as_the_user_names_it(name: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["bn-adapt", "bn:3", "ln-single:4", "dynbn-batch:0", "ln-batch:x", "ln-batch:4:4", "native:2", "dynbn-batch:"],
+    [
+        "bn-adapt",
+        "bn:3",
+        "ln-single:4",
+        "dynbn-batch:0",
+        "ln-batch:x",
+        "ln-batch:4:4",
+        "native:2",
+        "dynbn-batch:",
+        f"bn-adapt:{10**400}",
+        "bn-adapt:1:10000000000",
+    ],
 )
 def test_a_mode_with_wrong_numbers_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
@@ -424,33 +435,127 @@ def test_default_and_all_modes_fit_the_network() -> None:
     assert [mode.name for mode in choose_modes(["dynbn-batch", "bn"], bn, group_size=32)] == ["dynbn-batch:32", "bn"]
 
 
+def test_all_modes_leaves_out_exact_duplicates() -> None:
+    def everything(network: nn.Module) -> set[str]:
+        return {mode.name for mode in NetworkNorms.of(network).all_modes()}
+
+    assert everything(ln_network(1)) == {"ln-single", "ln-single+rot90", "ln-batch"}
+    live = TwoNorms(lambda c: nn.BatchNorm2d(c, track_running_stats=False))
+    assert everything(live) == {"dynbn-batch", "dynbn-single", "dynbn-single+rot90"}
+    assert {mode.name for mode in NetworkNorms.of(live).runnable_modes()} == everything(live) | {"native"}
+
+
+def test_a_group_size_holds_for_every_mode_that_shares_statistics() -> None:
+    live = NetworkNorms.of(TwoNorms(lambda c: nn.BatchNorm2d(c, track_running_stats=False)))
+    (mode,) = choose_modes(["native"], live, group_size=16)
+    assert (schedule(mode, live, 1000, (8, 8)).unit, mode.name) == (16, "native")
+    frozen = NetworkNorms.of(bn_network())
+    (mode,) = choose_modes(["native"], frozen, group_size=16)
+    assert schedule(mode, frozen, 1000, (8, 8)).images is None
+
+
+def test_one_thing_has_one_name_however_it_was_asked_for() -> None:
+    norms = NetworkNorms.of(ln_network(3), 16)
+    names = {schedule(parse_mode(f"ln-voting{m}"), norms, 48, (8, 8)).mode.name for m in ("", ":16")}
+    assert names == {"ln-voting"}
+    assert schedule(parse_mode("ln-voting:15"), norms, 48, (8, 8)).mode.name == "ln-voting:15"
+    # Cut to what the data has, both are the same batches of 30.
+    names = {schedule(parse_mode(f"dynbn-batch{m}"), NetworkNorms.of(bn_network()), 30, (8, 8)).mode.name
+             for m in ("", ":128", ":30", ":64")}  # fmt: skip
+    assert names == {"dynbn-batch"}
+    assert schedule(parse_mode("bn-adapt:4:128"), NetworkNorms.of(bn_network()), 900, (8, 8)).mode.name == "bn-adapt:4"
+
+
+def test_a_single_image_a_group_and_images_that_are_not_square_are_refused_by_name() -> None:
+    norms = NetworkNorms.of(ln_network(3), 16)
+    with pytest.raises(InputError, match="M = 1"):
+        schedule(parse_mode("ln-batch:1"), norms, 1000, (8, 8))
+    with pytest.raises(InputError, match="square"):
+        schedule(parse_mode("ln-single+rot90"), norms, 1000, (8, 9))
+
+
+class Tokens(nn.Module):
+    """A network that flattens its images into tokens before its norm layer, as some transformers do."""
+
+    def __init__(self, norm: nn.Module, order: str = "images first") -> None:
+        super().__init__()
+        self.norm, self.order = norm, order
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)  # (B, T, C)
+        if self.order == "mixed":
+            return self.norm(tokens.flatten(0, 1)[: len(x) + 1])[: len(x)]
+        return self.norm(tokens.flatten(0, 1)).view_as(tokens).mean(1)
+
+
+@pytest.mark.parametrize("mode", ["dynbn-batch:4", "dynbn-single", "dynbn-single+rot90", "bn-adapt:3:4"])
+@pytest.mark.parametrize("affine", [True, False])
+def test_flattened_tokens_share_statistics_by_images(mode: str, affine: bool) -> None:
+    # The same numbers as a 2-D norm layer over the unflattened image.
+    torch.manual_seed(0)
+    flat, plain = nn.BatchNorm1d(3, affine=affine), nn.BatchNorm2d(3, affine=affine)
+    flat.running_mean.normal_()
+    flat.running_var.uniform_(0.5, 2)
+    if affine:
+        nn.init.normal_(flat.weight)
+    plain.load_state_dict(flat.state_dict())
+    pooled = nn.Sequential(plain, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    images = torch.rand(8, 3, 4, 4)
+    found = []
+    for network in (Tokens(flat), pooled):
+        made = schedule(parse_mode(mode), NetworkNorms.of(network), len(images), (4, 4))
+        with frozen_state(network):
+            found.append(predict_logits(network, network, images, made, torch.zeros(8)))
+    assert torch.allclose(*found, atol=1e-6)
+
+
+def test_rows_that_belong_to_no_image_are_refused() -> None:
+    network = Tokens(nn.BatchNorm1d(3), "mixed")
+    made = schedule(parse_mode("dynbn-batch:4"), NetworkNorms.of(network), 8, (4, 4))
+    with frozen_state(network), pytest.raises(InputError, match="9 rows for 8 images"):
+        predict_logits(network, network, torch.rand(8, 3, 4, 4), made, torch.zeros(8))
+
+
+def test_measuring_multiplies_in_full_float32_and_puts_the_settings_back() -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with frozen_state(nn.Linear(2, 2)):
+            inside = (torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cudnn.deterministic)
+        assert inside == ("ieee", True)
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_a_network_without_running_statistics_cannot_run_bn() -> None:
     norms = NetworkNorms.of(TwoNorms(lambda c: nn.BatchNorm2d(c, track_running_stats=False)))
     assert "running" in norms.refusal(EVAL_MODES["bn"])
     assert not norms.refusal(EVAL_MODES["dynbn-batch"])
-    assert schedule(EVAL_MODES["native"], norms, 1000).unit == 128
+    assert schedule(EVAL_MODES["native"], norms, 1000, (8, 8)).unit == 128
 
 
 def test_a_small_data_set_reduces_m_and_never_repeats_an_image_in_a_batch() -> None:
     bn, ln = NetworkNorms.of(bn_network()), NetworkNorms.of(ln_network(3), 16)
-    made = schedule(EVAL_MODES["dynbn-batch"], bn, 50)
+    made = schedule(EVAL_MODES["dynbn-batch"], bn, 50, (8, 8))
     assert (made.images, made.unit, bool(made.warning)) == (50, 50, True)
-    made = schedule(EVAL_MODES["ln-batch"], ln, 10)
+    made = schedule(EVAL_MODES["ln-batch"], ln, 10, (8, 8))
     assert (made.images, made.unit, bool(made.warning)) == (3, 9, True)
-    made = schedule(EVAL_MODES["ln-batch"], ln, 48)
+    made = schedule(EVAL_MODES["ln-batch"], ln, 48, (8, 8))
     assert (made.images, made.unit, made.warning) == (16, 48, "")
     with pytest.raises(InputError, match="5 images"):
-        schedule(EVAL_MODES["ln-batch"], ln, 5)
+        schedule(EVAL_MODES["ln-batch"], ln, 5, (8, 8))
 
 
 def test_two_names_for_one_thing_have_one_identity() -> None:
     norms = NetworkNorms.of(bn_network())
-    short, long = (schedule(parse_mode(name), norms, 1000) for name in ("dynbn-batch", "dynbn-batch:128"))
+    short, long = (schedule(parse_mode(name), norms, 1000, (8, 8)) for name in ("dynbn-batch", "dynbn-batch:128"))
     assert short.identity == long.identity
-    assert short.identity != schedule(parse_mode("dynbn-batch:64"), norms, 1000).identity
+    assert short.identity != schedule(parse_mode("dynbn-batch:64"), norms, 1000, (8, 8)).identity
     assert (
-        schedule(parse_mode("bn-adapt:1:8"), norms, 1000).identity
-        != schedule(parse_mode("bn-adapt:2:8"), norms, 1000).identity
+        schedule(parse_mode("bn-adapt:1:8"), norms, 1000, (8, 8)).identity
+        != schedule(parse_mode("bn-adapt:2:8"), norms, 1000, (8, 8)).identity
     )
 
 

@@ -23,6 +23,7 @@ RANKS = {
     "errors": 0,
     "_version": 0,
     "yaml_files": 1,
+    "numerics": 1,
     "corruptions": 2,
     "norms": 2,
     "data": 2,

@@ -13,6 +13,7 @@ from robustbench_ln.corruptions.kernels.textures import FrostTextures
 from robustbench_ln.corruptions.noise import NOISES
 from robustbench_ln.corruptions.rng import ImageRng
 from robustbench_ln.corruptions.suites import Suite, corrupt
+from robustbench_ln.numerics import divide_
 from robustbench_ln.types import Condition, Images
 
 # Part of every row's identity: to be raised whenever a kernel's pixels change.
@@ -45,7 +46,7 @@ class Ranges:
 
 def to_float(images: Tensor) -> Images:
     """uint8 ``(B, C, H, W)`` to float32 in [0, 1]."""
-    return images.to(torch.float32).div_(255.0)
+    return divide_(images.to(torch.float32), 255.0)
 
 
 def to_levels(images: Images) -> Tensor:
@@ -108,7 +109,8 @@ def degrade(
         return clean
     noisy = add_noise(clean, condition, indices, seed)
     if condition.range == "clip":
-        return noisy.clamp_(0.0, 1.0)
+        # CPUs and GPUs differ in the sign of zero that they keep; adding 0 leaves the positive one.
+        return noisy.clamp_(0.0, 1.0).add_(0.0)
     if condition.range == "rescale":
         assert ranges is not None
         return ranges.apply(noisy)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from robustbench_ln.corruptions.rng import ImageRng
+from robustbench_ln.numerics import divide_
 from robustbench_ln.types import Images
 
 
@@ -59,7 +60,7 @@ def apn_additive(images: Images, rng: ImageRng, sigma: float) -> Images:
 
 def apn_additive_released(images: Images, rng: ImageRng, sigma: float) -> Images:
     """Additive Poisson noise x + xi/255, xi ~ Poisson(255 sigma)."""
-    return images + rng.poisson(255.0 * sigma, *images.shape[1:]).div_(255.0)
+    return images + divide_(rng.poisson(255.0 * sigma, *images.shape[1:]), 255.0)
 
 
 def mbn(images: Images, rng: ImageRng, sigma: float) -> Images:

@@ -30,6 +30,7 @@ from robustbench_ln.corruptions.kernels.textures import (
 )
 from robustbench_ln.corruptions.rng import ImageRng
 from robustbench_ln.errors import InputError, LnbenchError, UsageError, unknown_name
+from robustbench_ln.numerics import full_float32
 from robustbench_ln.yaml_files import YamlFile, read_yaml
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -208,7 +209,8 @@ def corrupt(
         supplied["rng"] = ImageRng(seed, name, indices, repeat=repeat, device=images.device)
     if corruption.uses_textures:
         supplied["textures"] = textures or default_textures()
-    result: Tensor = _kernel(corruption.kernel)(images, **supplied, **corruption.constants[int(severity) - 1])
+    with full_float32():  # the sums that kernels make by matrix products are exact, their bytes the same everywhere
+        result: Tensor = _kernel(corruption.kernel)(images, **supplied, **corruption.constants[int(severity) - 1])
     return jpeg_compression(result, quality=PARITY_QUALITY) if jpeg_parity else result
 
 

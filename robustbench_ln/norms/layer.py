@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustbench_ln.errors import UsageError
+from robustbench_ln.errors import InputError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +23,30 @@ class Layout:
         set_size: every `set_size` consecutive images share statistics; None for the frozen running statistics.
         rows: affine row (LocalNorm group) of each set; None for row 0 everywhere.
         source_weight: N of ``bn-adapt``: how many images' weight the running statistics keep beside the live ones.
+        images: how many images the forward pass has. A network may flatten them into more rows, ``(B, T, C)`` tokens
+            into ``(B T, C)``, and sets are counted in images. None where rows are images.
     """
 
     set_size: int | None
     rows: tuple[int, ...] | None = None
     source_weight: int = 0
+    images: int | None = None
+
+    def set_rows(self, rows: int) -> int | None:
+        """How many of a layer's `rows`, equally many an image, share statistics; None for running statistics.
+
+        Raises:
+            InputError: the rows are not equally many an image.
+        """
+        if self.set_size is None or self.images is None or rows == self.images:
+            return self.set_size
+        if rows % self.images:
+            raise InputError(
+                "a norm layer of the network mixes images, so that no mode but native can be applied",
+                found=f"{rows} rows for {self.images} images",
+                hint="--modes native",
+            )
+        return self.set_size * (rows // self.images)
 
 
 # Values in a set up to which copying sets side by side costs less than a kernel call for each; measured on a CPU core.
@@ -45,7 +64,7 @@ def normalise(
     """``gamma * (x - mu) / sqrt(var + eps) + beta`` per channel, with biased variance.
 
     Args:
-        x: ``(B, C)`` or ``(B, C, *spatial)``; B is a multiple of the layout's set size.
+        x: ``(B, C)`` or ``(B, C, *spatial)``; B is a multiple of the layout's set size, once or several times over.
         weight: gamma, ``(C,)`` or ``(K, C)``; None for 1.
         bias: beta, of the same shape; None for 0.
         eps: added to the variance, inside the square root.
@@ -53,11 +72,13 @@ def normalise(
         running: running mean and variance, ``(C,)`` each; needed without a set size or with a source weight.
 
     Returns: as `x`.
+
+    Raises:
+        InputError: a layout that counts images, and rows that are not equally many an image.
     """
-    rows = layout.rows
-    if layout.set_size is None:
+    rows, size = layout.rows, layout.set_rows(len(x))
+    if size is None or layout.set_size is None:
         return _batch_norm(x, _row(weight, 0), _row(bias, 0), eps, *running)
-    size = layout.set_size
     sets = torch.split(x, size)
     if layout.source_weight == 0 and (size == 1 or (len(sets) > 1 and sets[0].numel() <= _SMALL_SET)):
         # Small sets: the channels of all sets side by side, so that one kernel call serves all.
@@ -68,7 +89,8 @@ def normalise(
     done = []
     for i, part in enumerate(sets):
         row = rows[i] if rows else 0
-        statistics = _mixed(part, running, layout.source_weight) if layout.source_weight else (None, None)
+        source = layout.source_weight
+        statistics = _mixed(part, running, source, layout.set_size) if source else (None, None)
         done.append(_batch_norm(part, _row(weight, row), _row(bias, row), eps, *statistics))
     return done[0] if len(done) == 1 else torch.cat(done)
 
@@ -83,14 +105,15 @@ def _rows(parameter: Tensor | None, rows: Tensor) -> Tensor | None:
     return (parameter.expand(len(rows), -1) if parameter.dim() == 1 else parameter[rows]).reshape(-1)
 
 
-def _mixed(part: Tensor, running: tuple[Tensor | None, Tensor | None], source: int) -> tuple[Tensor, Tensor]:
+def _mixed(
+    part: Tensor, running: tuple[Tensor | None, Tensor | None], source: int, images: int
+) -> tuple[Tensor, Tensor]:
     """(N source + M test) / (N + M), for mean and variance (Schneider et al., NeurIPS 2020, equation 2)."""
     mean, var = running
     assert mean is not None
     assert var is not None
     axes = [axis for axis in range(part.dim()) if axis != 1]
     live_var, live_mean = torch.var_mean(part.float(), dim=axes, correction=0)
-    images = len(part)
     total = source + images
     return (source * mean + images * live_mean) / total, (source * var + images * live_var) / total
 

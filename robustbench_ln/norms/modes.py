@@ -41,6 +41,12 @@ class EvalMode:
     rot90: bool = False
     source_weight: int | None = None
 
+    @property
+    def unsized(self) -> str:
+        """The name without ``:M``."""
+        name = self.name.split(":")[0]
+        return name if self.source_weight is None else f"{name}:{self.source_weight}"
+
 
 EVAL_MODES: dict[str, EvalMode] = {
     mode.name: mode
@@ -97,7 +103,7 @@ def parse_mode(text: str, *, group_size: int | None = None) -> EvalMode:
     if not takes[0] <= len(numbers) <= takes[1]:
         shape = f"{name}:N or {name}:N:M" if adapt else f"{name} or {name}:M" if takes[1] else name
         raise UsageError(f"mode {text!r} has the wrong numbers", found=f"{len(numbers)} after the name", hint=shape)
-    values = [_positive(number, text, least=0 if adapt and i == 0 else 1) for i, number in enumerate(numbers)]
+    values = [_count(number, text, least=0 if adapt and i == 0 else 1) for i, number in enumerate(numbers)]
     if adapt:
         mode = replace(mode, source_weight=values.pop(0))
     images = values[0] if values else group_size if mode.statistics == "batch" else None
@@ -105,9 +111,13 @@ def parse_mode(text: str, *, group_size: int | None = None) -> EvalMode:
     return replace(mode, name=label, images=images)
 
 
-def _positive(number: str, text: str, *, least: int) -> int:
-    if not (number.isascii() and number.isdigit()) or int(number) < least:
-        raise UsageError(f"mode {text!r} has a bad number", found=repr(number), hint=f"a whole number from {least}")
+_MOST = 1_000_000_000  # images: more than any data set has, and safe in floating point
+
+
+def _count(number: str, text: str, *, least: int) -> int:
+    if not (number.isascii() and number.isdigit() and len(number) <= 10) or not least <= int(number) <= _MOST:
+        hint = f"a whole number from {least} to {_MOST}"
+        raise UsageError(f"mode {text!r} has a bad number", found=repr(number), hint=hint)
     return int(number)
 
 
@@ -133,6 +143,11 @@ class NetworkNorms:
         layers = norm_layers(network).values()
         running = all(layer.running_mean is not None for layer in layers if isinstance(layer, _BatchNorm))
         return cls(norm_kind(network), groups_of(network) or 1, group_size, running)
+
+    @property
+    def live(self) -> bool:
+        """Whether the network's own eval() lets the images of a batch share statistics."""
+        return self.kind == "ln" or (self.kind == "bn" and not self.running)
 
     @property
     def default_images(self) -> int:
@@ -163,12 +178,14 @@ class NetworkNorms:
 
     def all_modes(self) -> list[EvalMode]:
         """Every mode this network can run, without exact duplicates."""
-        runnable = self.runnable_modes()
-        # native repeats `bn` (frozen statistics) or `ln-batch` (full batches) number for number.
-        twin = {"bn": "bn", "ln": "ln-batch"}.get(self.kind)
-        if any(mode.name == twin for mode in runnable):
-            runnable = [mode for mode in runnable if mode.statistics != "native"]
-        return [replace(mode, name="bn-adapt:16") if mode.name == "bn-adapt" else mode for mode in runnable]
+        runnable = {mode.name: mode for mode in self.runnable_modes()}
+        if self.kind in ("bn", "ln"):
+            # `native` repeats bn (frozen statistics), dynbn-batch (live ones) or ln-batch (full batches).
+            del runnable["native"]
+        if self.kind == "ln" and self.n_groups == 1:
+            # With a single group there is nothing to vote about.
+            runnable = {name: mode for name, mode in runnable.items() if mode.groups != "all"}
+        return [replace(mode, name="bn-adapt:16") if mode.name == "bn-adapt" else mode for mode in runnable.values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,29 +213,43 @@ class Schedule:
         return f"{mode.name.split(':')[0]}:{mode.source_weight if self.images else ''}:{self.images}:{self.unit}"
 
 
-def schedule(mode: EvalMode, norms: NetworkNorms, n: int) -> Schedule:
-    """Cut a data set of `n` images for `mode`.
+def schedule(mode: EvalMode, norms: NetworkNorms, n: int, image_size: tuple[int, int]) -> Schedule:
+    """Cut a data set for `mode`.
 
     A data set smaller than one batch reduces M to what fits; no image is ever repeated inside a batch.
 
+    Args:
+        mode: one that the network can run.
+        norms: of the network.
+        n: number of images.
+        image_size: their height and width.
+
     Raises:
-        InputError: fewer than 2 images a group are left in ``ln-batch``.
+        InputError: fewer than 2 images a group in ``ln-batch``, or a +rot90 mode for images that are not square.
     """
     k = norms.n_groups
-    live = mode.statistics == "native" and (norms.kind == "ln" or (norms.kind == "bn" and not norms.running))
-    if mode.statistics != "batch" and not live:
+    if mode.rot90 and image_size[0] != image_size[1]:
+        raise InputError(
+            f"mode {mode.name} needs square images",
+            found=f"{image_size[0]} x {image_size[1]} pixels",
+            hint=f"--crop for square images, or {mode.name.removesuffix('+rot90')}",
+        )
+    if mode.statistics != "batch" and not (mode.statistics == "native" and norms.live):
         return Schedule(mode, None, 1, k)
     images = mode.images or norms.default_images
     per_unit = k if norms.kind == "ln" and mode.groups == "own" else 1
     fits = min(images, n // per_unit)
     if per_unit > 1 and fits < 2 and mode.statistics == "batch":
         raise InputError(
-            f"the data set is too small for mode {mode.name}",
-            found=f"{n} images for K = {per_unit} groups",
-            hint=f"at least {2 * per_unit} images, or a mode with one image a group such as ln-single",
+            f"mode {mode.name} needs 2 images or more a group",
+            found=f"{n} images for K = {per_unit} groups" if images > 1 else "M = 1",
+            hint=f"{2 * per_unit} images and M = 2 or more, or a mode with one image a group such as ln-single",
         )
     fits = max(fits, 1)
     warning = "" if fits == images else f"{mode.name}: M reduced from {images} to {fits}, the data set has {n} images"
+    if fits == max(min(norms.default_images, n // per_unit), 1):
+        # One name for one thing, however it was asked for: rows of another command must be found again.
+        mode = replace(mode, name=mode.unsized)
     return Schedule(mode, fits, min(fits * per_unit, n), k, warning)
 
 
@@ -228,7 +259,7 @@ def choose_modes(requested: Iterable[str] | None, norms: NetworkNorms, *, group_
     Args:
         requested: names, or ``all``; None for the network's defaults.
         norms: of the network.
-        group_size: M for batch modes that name none.
+        group_size: M for modes whose images share statistics and that name none.
     """
     if requested is None:
         modes = norms.default_modes()
@@ -238,8 +269,8 @@ def choose_modes(requested: Iterable[str] | None, norms: NetworkNorms, *, group_
         for name in names:
             modes.extend(norms.all_modes() if name == "all" else [parse_mode(name, group_size=group_size)])
     sized = [
-        replace(mode, name=f"{mode.name}:{group_size}", images=group_size)
-        if group_size and mode.statistics == "batch" and mode.images is None
+        replace(mode, name=mode.name if mode.statistics == "native" else f"{mode.name}:{group_size}", images=group_size)
+        if group_size and mode.statistics in ("native", "batch") and mode.images is None
         else mode
         for mode in modes
     ]

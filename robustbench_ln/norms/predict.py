@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from robustbench_ln.errors import InputError, UsageError
 from robustbench_ln.norms.convert import is_frozen_batchnorm, norm_layers
 from robustbench_ln.norms.layer import Layout, LocalNorm, normalise
 from robustbench_ln.norms.modes import Schedule
+from robustbench_ln.numerics import full_float32
 
 _VIEWS = 4  # an image and its 90, 180 and 270 degree rotations
 
@@ -99,11 +100,11 @@ def _under(layer: nn.Module, layout: Layout) -> Callable[..., Any]:
 
 @contextmanager
 def frozen_state(network: nn.Module) -> Iterator[None]:
-    """Put `network` in eval() without gradients; afterwards every training flag is what it was."""
+    """Put `network` in eval(), without gradients and in full float32; afterwards everything is as it was."""
     flags = {module: module.training for module in network.modules()}
     network.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), full_float32():
             yield
     finally:
         for module, training in flags.items():
@@ -193,7 +194,7 @@ def predict_logits(
         images = with_rotations(images)
     passes = []
     for layout in layouts:
-        with using(modules, layout):
+        with using(modules, replace(layout, images=len(images))):
             logits = _as_logits(network(images))
         passes.append(logits[::_VIEWS] if mode.rot90 else logits)
     return torch.stack(passes)

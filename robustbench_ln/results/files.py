@@ -41,10 +41,20 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
             Path(temporary).unlink(missing_ok=True)
 
 
+def leftovers(folder: Path, name: str) -> Iterator[Path]:
+    """What a killed :func:`writing` of files called `name`, a glob pattern, left in `folder`."""
+    return folder.glob(f".{name}.*.tmp")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file at once; see :func:`writing`."""
     with writing(path) as file:
         file.write(content)
+
+
+def as_utf8(text: str) -> str:
+    """`text` without the stand-ins for bytes that are no UTF-8, which paths may hold and files of text must not."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _umask() -> int:

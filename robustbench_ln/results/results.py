@@ -65,15 +65,23 @@ class Results:
         return self.document.run.warnings
 
     def accuracy(
-        self, mode: str, name: str = "clean", level: float = 0.0, *, model: str | None = None, repeat: int = 0
+        self,
+        mode: str,
+        name: str = "clean",
+        level: float = 0.0,
+        *,
+        model: str | None = None,
+        range: str | None = None,
+        repeat: int = 0,
     ) -> float:
         """Accuracy of one cell, a fraction.
 
         Args:
-            mode: the mode's name.
+            mode: the mode's name, with or without ``:M``.
             name: ``clean``, a noise or a corruption.
             level: sigma or severity.
             model: start of the model's id; may be left out when one model was run.
+            range: what happened to noisy values outside [0, 1]; may be left out when one policy was run.
             repeat: which redraw.
 
         Raises:
@@ -82,15 +90,17 @@ class Results:
         found = [
             row
             for row in self.rows
-            if row.mode == mode
+            if mode in (row.mode, f"{row.mode}:{row.images}")
             and (row.condition.name, row.condition.level, row.condition.repeat) == (name, level, repeat)
             and row.model.startswith(model or "")
+            and range in (None, row.condition.range)
         ]
         if len(found) != 1:
+            fit = "; ".join(f"{row.model}, {row.mode}, {row.condition}" for row in (found or self.rows)[:5])
             raise UsageError(
                 f"{mode}, {name} {level:g} is not one row",
                 found=f"{len(found)} rows",
-                hint=f"models {', '.join(entry.id for entry in self.document.models)}",
+                hint=f"one of {fit}{' ...' if len(found or self.rows) > 5 else ''}",
             )
         return found[0].accuracy
 

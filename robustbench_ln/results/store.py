@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from robustbench_ln.errors import InputError, ResourceError, UsageError
-from robustbench_ln.results.files import write_bytes
+from robustbench_ln.results.files import leftovers, write_bytes
 from robustbench_ln.types import Condition, Counts, DataInfo, ModelInfo, ResultRow
 
 log = logging.getLogger("robustbench_ln")
@@ -70,13 +70,14 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a run folder is. The first four fields are fixed; the rest grows when commands add to the folder.
+    """What a run folder is. The first five fields are fixed; the rest grows when commands add to the folder.
 
     Attributes:
         data: the data set.
         seed: of everything random.
         limit: how many images are scored; None for all.
         precision: of the forward passes.
+        kernels: version of the noise and corruption kernels.
         order_sha256: digest of the visiting order.
         created: when the folder was made, ISO 8601, UTC.
         models: every model evaluated into the folder.
@@ -89,6 +90,7 @@ class Manifest:
     seed: int
     limit: int | None
     precision: str
+    kernels: int
     order_sha256: str
     created: str
     models: tuple[ModelInfo, ...] = ()
@@ -100,7 +102,7 @@ class Manifest:
         """Return this manifest with what `other` adds.
 
         Raises:
-            UsageError: `other` has another data set, seed, limit, precision, or other frost textures.
+            UsageError: `other` has another data set, seed, limit, precision, kernels, or other frost textures.
         """
         mine, theirs = self.data.frost_sha256, other.data.frost_sha256
         data = self.data if mine else replace(self.data, frost=other.data.frost, frost_sha256=theirs)
@@ -109,6 +111,7 @@ class Manifest:
             ("seed", self.seed, other.seed),
             ("limit", self.limit, other.limit),
             ("precision", self.precision, other.precision),
+            ("kernel version", self.kernels, other.kernels),
             # Until frost is asked for, a folder has no textures; then they are fixed like the rest.
             ("frost textures", mine or theirs, theirs or mine),
         ):
@@ -116,8 +119,10 @@ class Manifest:
                 shown, wanted = (value[:12] if isinstance(value, str) else value for value in (here, asked))
                 if name == "data":
                     shown, wanted = f"{self.data.source} ({shown})", f"{other.data.source} ({wanted})"
+                if name == "limit":
+                    shown, wanted = (value or "none (all images)" for value in (shown, wanted))
                 raise UsageError(
-                    f"the run folder holds results of another {name}",
+                    f"the run folder holds results of {'other' if name.endswith(('data', 's')) else 'another'} {name}",
                     found=f"{name} {shown} in the folder, {wanted} asked for",
                     hint="another --out, or the folder's own settings",
                 )
@@ -132,7 +137,11 @@ class Manifest:
         )
 
     def sort_key(self, row: ResultRow) -> tuple[int, int, int]:
-        """Where a row stands among the others: by model, condition, mode, each in the order first asked for."""
+        """Where a row stands among the others: by model, condition, mode, each in the order first asked for.
+
+        Raises:
+            ValueError: the manifest knows no such model, condition or mode.
+        """
         ids = [model.id for model in self.models]
         return ids.index(row.model), self.conditions.index(row.condition), self.modes.index(row.mode)
 
@@ -190,26 +199,33 @@ class FolderRun:
 
     def get(self, key: str) -> Cell | None:
         """The finished cell of `key`, or None when there is none or its file is damaged."""
-        path = self._rows / f"{key}.row"
+        path = self._path(key)
         try:
             return Cell.from_bytes(path.read_bytes())
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError):
-            log.warning("a damaged row is evaluated again: %s", path)
+            log.warning("a damaged row is not used: %s", path)
             return None
+
+    def _path(self, key: str) -> Path:
+        return self._rows / f"{key}.row"
 
     def append(self, key: str, cell: Cell) -> None:
         """Keep a finished cell on disk."""
-        write_bytes(self._rows / f"{key}.row", cell.to_bytes())
+        write_bytes(self._path(key), cell.to_bytes())
 
     def cells(self) -> Iterator[tuple[str, Cell]]:
         """Every finished cell with its key, sorted as the manifest says; one is read at a time."""
         order = []
         for path in self._rows.glob("*.row"):
             cell = self.get(path.stem)
-            if cell is not None:
+            if cell is None:
+                continue
+            try:
                 order.append((self.manifest.sort_key(cell.row), path.stem))
+            except ValueError:
+                log.warning("a row that run.json does not know is not used: %s", path)
         for _, key in sorted(order):
             cell = self.get(key)
             if cell is not None:
@@ -251,6 +267,8 @@ def open_run(folder: Path | None, manifest: Manifest) -> Iterator[Run]:
         ) from error
     try:
         path = folder / "run.json"
+        for stale in (*leftovers(folder, path.name), *leftovers(folder / "rows", "*.row")):
+            stale.unlink(missing_ok=True)
         if path.exists():
             manifest = _read_manifest(path).extended(manifest)
         elif any(entry.name != ".lock" for entry in folder.iterdir()):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from robustbench_ln.corruptions.kernels.pixels import in_blocks
 from robustbench_ln.corruptions.rng import ImageRng
+from robustbench_ln.numerics import divide_
 
 _BLOCK = 1 << 16  # values worked on at a time: a third as many pixels, which are float64
 _TIE = 2.0**-20  # nearer than this to a whole number, a result may hang on rounding errors
@@ -67,12 +68,12 @@ def contrast(images: Tensor, rng: ImageRng | None = None, *, factor: float) -> T
     def kernel(images: Tensor, _: None) -> Tensor:
         planes = images.flatten(0, 1).flatten(1)
         n_planes, size = planes.shape
-        mean = _divide(_fraction(planes.sum(1, dtype=torch.float64)), size)
+        mean = divide_(_fraction(planes.sum(1, dtype=torch.float64)), size)
         # The sum is exact, NumPy's is not. Where that could show, add as NumPy does: pixel after pixel, like cumsum.
         result = mean.mul(255 * (1 - factor))[:, None] + steps
         near = result.sub_(result.round()).abs_().amin(1) < _TIE
         if near.any():
-            mean[near] = _divide(levels[planes[near].to(torch.int64)].cumsum(1)[:, -1], size)
+            mean[near] = divide_(levels[planes[near].to(torch.int64)].cumsum(1)[:, -1], size)
         mean = mean[:, None]
         table = _cut((levels - mean).mul_(factor).add_(mean).clamp_(0, 1)).flatten()
         row = torch.arange(0, 256 * n_planes, 256, dtype=torch.int32, device=images.device)[:, None]
@@ -108,7 +109,7 @@ def _in_hsv(
         rises = 2 - (g_r + b_g).add_(r_b)  # 1 or 0: two of the three hold where it falls
         sign = (2 * rises).sub_(1).view(torch.int8)
         k = (g_r > b_g).to(torch.uint8).add_((b_g > r_b).view(torch.uint8), alpha=2).mul_(2)
-        hue = _divide(e.mul_(sign.to(torch.float64)).add_(k.to(torch.float64)), 6)
+        hue = divide_(e.mul_(sign.to(torch.float64)).add_(k.to(torch.float64)), 6)
         hue = hue.sub_(hue.floor()).mul_(6).frac_()
         e = hue.sub_(rises.to(torch.float64)).abs_()  # 1 - hue where it rises, hue where it falls
 
@@ -135,12 +136,7 @@ def _in_hsv(
 
 def _fraction(levels: Tensor) -> Tensor:
     """Whole numbers as float64 fractions of 255."""
-    return _divide(levels.to(torch.float64), 255)
-
-
-def _divide(values: Tensor, by: float) -> Tensor:
-    """Divide in place; by a tensor, since CUDA multiplies by the reciprocal of a Python number, which rounds twice."""
-    return values.div_(torch.full((), by, dtype=values.dtype, device=values.device))
+    return divide_(levels.to(torch.float64), 255)
 
 
 def _cut(fractions: Tensor) -> Tensor:

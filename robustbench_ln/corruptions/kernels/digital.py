@@ -27,6 +27,7 @@ from robustbench_ln.corruptions.kernels.smoothing import (
 )
 from robustbench_ln.corruptions.rng import ImageRng
 from robustbench_ln.errors import InputError
+from robustbench_ln.numerics import divide_
 
 # ---- elastic transform ----
 
@@ -113,7 +114,7 @@ def _warp(images: Tensor, matrices: Tensor) -> Tensor:
     # One row and column of zeros: the neighbours, of weight 0, of places on the last row and column.
     source = images.new_zeros((channels, batch, height + 1, width + 1), dtype=torch.float32)
     source[:, :, :height, :width] = images.transpose(0, 1)
-    source.div_(255.0)
+    divide_(source, 255.0)
     index = _flat_index(x >> 5, y >> 5, width + 1, height + 1)
     right, below = (position.bitwise_and_(31).to(torch.float32).mul_(1 / 32) for position in (x, y))
     left, above = 1.0 - right, 1.0 - below
