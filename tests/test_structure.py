@@ -39,7 +39,10 @@ RANKS = {
     "benchmarks": 5,
     "reports": 5,
     "api": 6,
+    "comparing": 6,  # may use reports for the ink
+    "gating": 7,
     ROOT: 7,  # the package's own __init__, the names that users import
+    "testing": 8,
     "cli": 8,
     "__main__": 9,
 }

@@ -15,6 +15,7 @@ import typer
 from robustbench_ln.cli.bench import bench_app
 from robustbench_ln.cli.corrupt import corrupt_command
 from robustbench_ln.cli.eval import eval_command
+from robustbench_ln.cli.gate import gate_command
 from robustbench_ln.cli.inspect import inspect_command
 from robustbench_ln.cli.list import list_command
 from robustbench_ln.cli.preview import preview_command
@@ -29,6 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("eval")(eval_command)
+app.command("gate")(gate_command)
 app.command("corrupt")(corrupt_command)
 app.command("preview")(preview_command)
 app.command("inspect")(inspect_command)

@@ -108,3 +108,8 @@ def area_under_curve(levels: Sequence[float], accuracies: Sequence[float]) -> fl
         return float(y.mean())
     # Summed by hand: np.trapezoid is np.trapz before NumPy 2.
     return float(((y[1:] + y[:-1]) * np.diff(x)).sum() / 2 / width)
+
+
+def near_chance(correct: int, n: int, classes: int) -> bool:
+    """Whether an accuracy's interval reaches below twice chance (1.2 times for two classes): not to be trusted."""
+    return wilson(correct, n)[0] < (1.2 if classes == 2 else 2.0) / classes

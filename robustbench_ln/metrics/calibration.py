@@ -73,6 +73,11 @@ def per_image(log_probabilities: Floats, labels: Labels) -> Scores:
     return Scores(confidence, -np.where(np.isneginf(own), LOG_TINY, own) + 0.0, (errors**2).sum(axis=1), top5)
 
 
+def bin_of(confidence: Floats) -> npt.NDArray[np.intp]:
+    """(N,) which of the 15 bins each confidence falls into: bin b holds (b/15, (b + 1)/15], and bin 0 also holds 0."""
+    return np.clip(np.searchsorted(_EDGES, confidence, side="left") - 1, 0, N_BINS - 1)
+
+
 def count(
     predicted: Labels,
     confidence: npt.NDArray[np.float32],
@@ -100,7 +105,7 @@ def count(
         raise ValueError(f"expected arrays of one length, got shapes {[array.shape for array in arrays]}")
     hit = predicted == labels
     sure = confidence.astype(np.float64)
-    bins = np.clip(np.searchsorted(_EDGES, sure, side="left") - 1, 0, N_BINS - 1)
+    bins = bin_of(sure)
     return Counts(
         n=len(labels),
         correct=int(hit.sum()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -236,7 +237,7 @@ def load_results(path: Path | str) -> Results:
     try:
         archive = np.load(source, allow_pickle=False)
         scored = archive["indices"].astype(np.int64), archive["labels"].astype(np.int64)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"cannot read predictions {source}", found=str(error)[:200], hint="run the same lnbench eval again"
         ) from None

@@ -1,0 +1,4 @@
+"""Two results side by side: which rows answer each other, what is measured on them, and how sure the difference is.
+
+NumPy only: a gate decides in a second, and does not wait for torch or scipy.
+"""
