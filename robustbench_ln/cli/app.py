@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from robustbench_ln.cli.bench import bench_app
+from robustbench_ln.cli.compare import compare_command
 from robustbench_ln.cli.corrupt import corrupt_command
 from robustbench_ln.cli.eval import eval_command
 from robustbench_ln.cli.gate import gate_command
@@ -30,6 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("eval")(eval_command)
+app.command("compare")(compare_command)
 app.command("gate")(gate_command)
 app.command("corrupt")(corrupt_command)
 app.command("preview")(preview_command)

@@ -2,3 +2,8 @@
 
 NumPy only: a gate decides in a second, and does not wait for torch or scipy.
 """
+
+from robustbench_ln.comparing.differences import Comparison, Difference, compare
+from robustbench_ln.comparing.formats import FORMATS
+
+__all__ = ["FORMATS", "Comparison", "Difference", "compare"]

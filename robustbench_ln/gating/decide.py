@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import ceil
 from typing import Literal
 
 from robustbench_ln.comparing.evidence import Evidence, PairedProportion, difference, level, mean_loss
@@ -18,14 +17,12 @@ from robustbench_ln.comparing.matching import Pair, doubts, match
 from robustbench_ln.comparing.measures import METRICS, Measure
 from robustbench_ln.errors import IncompleteError, InputError, LnbenchError, TrustError
 from robustbench_ln.gating.policy import Policy, Rule
-from robustbench_ln.metrics.bootstrap import DRAWS, MOST_DRAWS
+from robustbench_ln.metrics.bootstrap import resamples
 from robustbench_ln.metrics.paired import holm
 from robustbench_ln.results import Results
 
 Verdict = Literal["pass", "fail", "inconclusive", "incomparable"]
 WORST_FIRST: tuple[Verdict, ...] = ("incomparable", "fail", "inconclusive", "pass")
-
-_RESOLUTION = 10  # resamples for each unit of the smallest adjusted level: p-values to a tenth of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +203,7 @@ def _complete(rule: Rule, one: Pair, measure: Measure) -> None:
 
 
 def _checked(tests: list[_Test]) -> list[Check]:
-    finest = min(test.rule.alpha for test in tests) / len(tests)
-    draws = min(max(DRAWS, ceil(_RESOLUTION / finest) - 1), MOST_DRAWS)
+    draws = resamples(len(tests), min(test.rule.alpha for test in tests))
     evidence = [test.evidence(draws) for test in tests]
     p_values = [one.p(test.bound, "worse") for test, one in zip(tests, evidence, strict=True)]
     adjusted = holm(p_values)

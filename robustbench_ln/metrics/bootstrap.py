@@ -7,7 +7,7 @@ conditions of an image have in common.
 from __future__ import annotations
 
 from functools import cached_property
-from math import sqrt
+from math import ceil, sqrt
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +17,19 @@ from robustbench_ln.metrics.sequential import Direction, betting_interval, one_l
 
 Floats = npt.NDArray[np.float64]
 
-DRAWS = 9_999
-MOST_DRAWS = 199_999
+DRAWS = 9_999  # at least
+_MOST_DRAWS = 199_999
+_RESOLUTION = 10  # of the smallest level that matters: p-values are told apart to a tenth of it
 FEW = 30  # images that differ from the rest; below that, resampling knows too little of the tails
 
 _CELLS = 128  # distinct values that resampling tells apart
 _CHUNK = 1_000
 _SEED = 0
+
+
+def resamples(tests: int, alpha: float) -> int:
+    """How many resamples let a test be significant among `tests` of them at `alpha`, however they are adjusted."""
+    return min(max(DRAWS, ceil(_RESOLUTION * tests / alpha) - 1), _MOST_DRAWS)
 
 
 class BootstrapMean:
