@@ -116,7 +116,7 @@ def option_tables(command: Any, function: Any) -> list[str]:
     return tables
 
 
-VALUES = {int: "integer", str: "text", Path: "path", bool: ""}
+VALUES = {int: "integer", float: "number", str: "text", Path: "path", bool: ""}
 
 
 def row(parameter: Any, hint: Any) -> str:

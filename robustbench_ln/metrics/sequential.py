@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from robustbench_ln.metrics.accuracy import CONFIDENCE
+from robustbench_ln.metrics.paired import Side
 
 Floats = npt.NDArray[np.float64]
 Direction = Literal["above", "below"]
@@ -54,39 +55,40 @@ class BettingTest:
         self._logs = np.zeros(len(STAKES))
         self._peak = 0.0
 
-    def update(self, values: npt.ArrayLike) -> None:
+    def update(self, values: npt.ArrayLike) -> Floats:
         """Take the next values, (B,), in the order in which they were drawn.
 
+        Returns: (B,) the anytime-valid p-value after each of them.
         Raises: ValueError for more values than the population has, or values out of bounds.
         """
         x = (np.asarray(values, np.float64) - self._origin) / self._scale
         if not x.size:
-            return
+            return x
         if x.min() < -1e-9 or x.max() > 1 + 1e-9:
             raise ValueError("values beyond their bounds")
         if self._population is not None and self._seen + x.size > self._population:
             raise ValueError(f"more values than the population of {self._population}")
-        before = self._sum + np.cumsum(x) - x
-        if self._population is None:
-            means = np.full(x.size, self._null)
-        else:
+        spent = self._sum + np.cumsum(x)
+        logs = self._logs + np.cumsum(np.log1p(STAKES * self._odds(x, spent - x)[:, None]), axis=0)
+        wealth = _log_mean(logs)
+        if self._population is not None:
+            # What was drawn may have used up all that the null hypothesis allows the whole set.
+            wealth = np.where(spent > self._population * self._null + 1e-9, np.inf, wealth)
+        peaks = np.maximum(np.maximum.accumulate(wealth), self._peak)
+        self._seen, self._sum = self._seen + x.size, float(spent[-1])
+        self._logs, self._peak = logs[-1], float(peaks[-1])
+        return np.exp(-peaks)
+
+    def _odds(self, x: Floats, before: Floats) -> Floats:
+        """(B,) what a full stake wins on each value: its ratio to the null mean of what was left to draw, minus one."""
+        means = np.full(x.size, self._null)
+        if self._population is not None:
             left = self._population - self._seen - np.arange(x.size)
-            # The mean of what is left to draw, were the null hypothesis just true; the last bits forgiven.
             means = (self._population * self._null - before) / left
-            means[np.abs(means) < 1e-12] = 0.0
-        excluded = means < 0
-        last = int(excluded.argmax()) if excluded.any() else x.size
-        with np.errstate(divide="ignore", invalid="ignore"):
-            odds = np.where(means[:last] > 0, x[:last] / means[:last], np.where(x[:last] > 0, np.inf, 1.0)) - 1
-        # A null mean of 0 is refuted by any value above it, so the stakes never divide by zero unnoticed.
-        paths = self._logs + np.cumsum(np.log1p(STAKES * odds[:, None]), axis=0)
-        if last:
-            self._logs = paths[-1]
-            self._peak = max(self._peak, float(_log_mean(paths).max()))
-        self._seen, self._sum = self._seen + x.size, float(before[-1] + x[-1])
-        # What was drawn may already have used up all that the null hypothesis allows the whole set.
-        if last < x.size or (self._population is not None and self._sum > self._population * self._null + 1e-9):
-            self._peak = np.inf
+        # A mean of 0 (but for the last bits) is refuted by any value above it; one below 0 was refuted before.
+        nothing = means < 1e-12
+        ratios = x / np.where(nothing, 1.0, means)
+        return np.where(nothing, np.where(x > 1e-12, np.inf, 0.0), ratios - 1)
 
     @property
     def seen(self) -> int:
@@ -101,7 +103,37 @@ class BettingTest:
     @property
     def p_now(self) -> float:
         """One over the present wealth, at most 1: what counts when only this one look was planned."""
-        return float(min(1.0, np.exp(-_log_mean(self._logs[None])[0]))) if np.isfinite(self._peak) else 0.0
+        return 0.0 if np.isinf(self._peak) else float(min(1.0, np.exp(-_log_mean(self._logs[None])[0])))
+
+
+class SequentialDrop:
+    """Evidence about a drop that may be looked at after every image, with the guarantee of both ways to see a test set.
+
+    The images are a sample, and models are judged for all images of their kind (as the fixed tests do); or the test set
+    is all there is, drawn from without replacement. A p-value here is the larger of the two, so that a verdict is wrong
+    with probability at most alpha either way: noise in the test set does not turn into a failure at its last image.
+
+    Args:
+        max_drop: what is allowed, in units of the values.
+        n: images of the test set.
+        most: the largest possible value, 1 for differences of hits.
+    """
+
+    def __init__(self, max_drop: float, n: int, *, most: float = 1.0) -> None:
+        views = (None, n)
+        directions: dict[Side, Direction] = {"worse": "above", "fine": "below"}
+        self._tests: dict[Side, list[BettingTest]] = {
+            side: [BettingTest(max_drop, direction, low=-most, high=most, population=view) for view in views]
+            for side, direction in directions.items()
+        }
+
+    def update(self, drops: npt.ArrayLike) -> dict[Side, Floats]:
+        """Take the next images' drops, (B,), in random order; the p-values of each side after each image."""
+        return {side: np.maximum.reduce([test.update(drops) for test in tests]) for side, tests in self._tests.items()}
+
+    def p(self, side: Side) -> float:
+        """One-sided p-value so far: ``worse`` tests "at most max_drop", ``fine`` tests "at least max_drop"."""
+        return max(test.p for test in self._tests[side])
 
 
 def _log_mean(logs: Floats) -> Floats:
