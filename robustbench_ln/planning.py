@@ -292,19 +292,22 @@ def _schedules(
     """
     norms = NetworkNorms.of(one.network, one.group_size)
     asked = {parse_mode(name).unsized for name in names or () if name != "all"}
-    schedules, left_out = [], []
+    schedules: list[Schedule] = []
+    left_out: dict[str, list[str]] = {}
     for mode in choose_modes(names, norms, group_size=group_size):
         refusal = norms.refusal(mode)
         if refusal:
-            left_out.append(f"mode {mode.name} is skipped, {refusal}")
+            left_out.setdefault(refusal, []).append(mode.name)
             continue
         try:
             schedules.append(schedule(mode, norms, len(dataset), dataset.image_size))
         except InputError as error:
             if mode.unsized in asked:
                 raise
-            left_out.append(f"mode {mode.name} is skipped: {error.what} ({error.found})")
-    return schedules, left_out
+            left_out.setdefault(f"{error.what} ({error.found})", []).append(mode.name)
+    return schedules, [
+        f"mode{'s' if len(modes) > 1 else ''} {', '.join(modes)} skipped: {why}" for why, modes in left_out.items()
+    ]
 
 
 def _check_classes(one: LoadedModel, dataset: Dataset) -> None:
