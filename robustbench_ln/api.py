@@ -67,7 +67,8 @@ def evaluate(
     Args:
         model: what ``--model`` takes (a file, ``demo:bn``, ``torchvision:resnet18``,
             ``python:package.module:factory``), a module that returns logits, or several of them.
-        data: what ``--data`` takes (``demo``, ``cifar10``, ``imagefolder:DIR``, ``npz:FILE``), or a data set.
+        data: what ``--data`` takes (``demo``, ``cifar10``, ``imagefolder:DIR``, ``imagenet:DIR``, ``npz:FILE``), or a
+            data set.
         noise: names with or without a grid (``"agn,mbn=0:0.5:0.1"``); ``agn`` when no corruption is named either.
         sigma: grid of the noises without one (``"0:3:0.25"``, a number, or numbers).
         preset: a named set of noises, grids and range policy instead.

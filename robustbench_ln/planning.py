@@ -18,7 +18,9 @@ from robustbench_ln.errors import InputError, LnbenchError, UsageError, unknown_
 from robustbench_ln.models import (
     Classifier,
     LoadedModel,
+    Preprocessing,
     choose_preprocessing,
+    doubt,
     load_model,
     parse_normalize,
     wrap_module,
@@ -212,7 +214,7 @@ def plan_run(
         schedules, left_out = _schedules(one, names, group_size, dataset)
         skipped += [f"{info.id}: {why}" for why in left_out]
         warnings += [f"{info.id}: {cut.warning}" for cut in schedules if cut.warning]
-        if len(dataset.classes) < info.num_classes:
+        if len(dataset.classes) != info.num_classes:
             warnings.append(f"{info.id} has {info.num_classes} logits, the data has {len(dataset.classes)} classes")
         planned.append(PlannedModel(info, classifier.to(target), _without_twins(schedules)))
     if names is not None:
@@ -351,6 +353,10 @@ def _prepare(
     warnings: list[str] = []
     if fixed is not None:
         (mean, std), why = fixed, f"--normalize {normalize}"
+        known = None if one.mean is None else Preprocessing(one.preprocessing, one.mean, one.std or ())
+        with frozen_state(one.network):
+            said = doubt(one.network, Preprocessing(normalize, mean, std), known, *probe)
+        warnings += [f"{one.source}: {said}"] if said else []
     elif one.mean is not None:
         mean, std, why = one.mean, one.std or (), one.preprocessing
     else:

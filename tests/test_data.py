@@ -48,6 +48,12 @@ def make_folder(root: Path) -> Path:
     return root
 
 
+def make_imagenet(root: Path) -> Path:
+    for i, image in enumerate(pixels(12)):
+        save(root / ["n01443537", "n02123045", "n15075141"][i % 3] / f"{i:02}.png", image)
+    return root
+
+
 def make_npz(path: Path, *, save: Callable[..., None] = np.savez, **arrays: object) -> Path:
     save(path, **({"images": pixels(12), "labels": np.arange(12) % 3} | arrays))
     return path
@@ -80,6 +86,7 @@ SPECS: dict[str, Callable[[Path, pytest.MonkeyPatch], str]] = {
     "cifar10": lambda tmp, patch: f"cifar10:{make_cifar(tmp / 'cifar', CIFAR10, patch)}",
     "cifar100": lambda tmp, patch: f"cifar100:{make_cifar(tmp / 'cifar', CIFAR100, patch)}",
     "imagefolder": lambda tmp, patch: f"imagefolder:{make_folder(tmp / 'test')}",
+    "imagenet": lambda tmp, patch: f"imagenet:{make_imagenet(tmp / 'val')}",
     "npz": lambda tmp, patch: f"npz:{make_npz(tmp / 'data.npz')}",
 }
 

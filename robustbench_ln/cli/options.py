@@ -53,7 +53,7 @@ DataOpt = Annotated[
     str,
     typer.Option(
         "--data",
-        help="demo, imagefolder:DIR, npz:FILE, cifar10[:DIR] or cifar100[:DIR].",
+        help="demo, imagefolder:DIR, imagenet:DIR, npz:FILE, cifar10[:DIR] or cifar100[:DIR].",
         rich_help_panel=_WHAT,
     ),
 ]

@@ -12,6 +12,7 @@ from robustbench_ln.data.cifar import open_cifar10, open_cifar100
 from robustbench_ln.data.demo import DemoDataset, open_demo
 from robustbench_ln.data.geometry import Geometry, parse_geometry
 from robustbench_ln.data.imagefolder import ImageFolder, open_imagefolder
+from robustbench_ln.data.imagenet import ImageNet, open_imagenet
 from robustbench_ln.data.npz import NpzDataset, open_npz
 from robustbench_ln.errors import unknown_name
 
@@ -22,6 +23,7 @@ __all__ = [
     "DemoDataset",
     "Geometry",
     "ImageFolder",
+    "ImageNet",
     "NpzDataset",
     "Request",
     "open_dataset",
@@ -33,6 +35,7 @@ DATASETS: dict[str, Callable[[Request], Dataset]] = {
     "cifar10": open_cifar10,
     "cifar100": open_cifar100,
     "imagefolder": open_imagefolder,
+    "imagenet": open_imagenet,
     "npz": open_npz,
 }
 

@@ -17,6 +17,7 @@ from robustbench_ln.models.preprocessing import (
     Choice,
     Preprocessing,
     choose_preprocessing,
+    doubt,
     parse_normalize,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "Preprocessing",
     "build_network",
     "choose_preprocessing",
+    "doubt",
     "load_model",
     "parse_normalize",
     "read_checkpoint",
