@@ -8,7 +8,7 @@ import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from robustbench_ln.data.base import (
     Dataset,
@@ -247,15 +248,14 @@ def _size(content: bytes) -> tuple[int, int]:
     JPEGs are decoded to an eighth of their size: all coded data are gone through, so that a file that was cut is found,
     at half the cost. What fails then is decoded in full before it is called unreadable.
     """
-    try:
-        with _opened(content) as image:
+    with suppress(Exception), _opened(content) as image:
+        if isinstance(image, JpegImageFile):
             width, height = image.size
             turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-            image.draft(None, (1, 1))  # asks for the smallest that JPEG can give; other formats ignore it
+            image.draft(None, (1, 1))  # asks for the smallest size that it can be decoded to
             _upright(image)
-    except Exception:
-        return _decode(content).size
-    return (height, width) if turned else (width, height)
+            return (height, width) if turned else (width, height)
+    return _decode(content).size
 
 
 def _opened(content: bytes) -> Image.Image:
