@@ -109,6 +109,14 @@ def test_the_split_is_found_in_the_folder(tmp_path: Path, inside: str) -> None:
     assert not any("no folder" in text for text in opened(tmp_path, split="train").warnings)
 
 
+def test_flat_validation_images_are_taken_before_class_folders_of_training_images(tmp_path: Path) -> None:
+    save(tmp_path / "train" / PAPER / "a.JPEG")
+    make_flat(tmp_path / "val")
+    make_devkit(tmp_path, FLAT)
+    save(tmp_path / "overview.png")
+    assert opened(tmp_path).labels.tolist() == [label(wnid) for wnid in FLAT]
+
+
 def test_the_200_real_samples_are_every_fifth_class(shared: Path, samples: Path) -> None:
     dataset = opened(samples)
     assert dataset.labels.tolist() == list(range(0, 1000, 5))
@@ -352,7 +360,13 @@ def test_a_network_of_other_classes_is_told_so(tmp_path: Path) -> None:
         plan_run(random_network(classes=10), f"imagenet:{tmp_path}", noise="agn=0", normalize="none")
 
 
-# Normalising twice
+# Normalising twice, or in another way than the model wants
+
+
+@pytest.mark.parametrize("text", ["0.5,0.5;0.2,0.2", "0.5,0.5,0.5,0.5;1,1,1,1"])
+def test_a_normalisation_for_another_number_of_channels_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="three channels"):
+        plan_run(Brightness(), grey(), noise="agn=0", normalize=text)
 
 
 class Brightness(nn.Module):

@@ -120,9 +120,12 @@ def _locate(top: Path, wanted: str) -> tuple[Path, list[str]]:
     for split in ("", wanted, other):
         for inside in _INSIDE:
             folder = top / inside / split
-            if folder.is_dir() and any(is_image(entry) or entry.name in _indices() for entry in listed(folder)):
+            # Beside the folders of the splits, an image may be anything.
+            if folder.is_dir() and (_has_classes(folder) or (split and _has_images(folder))):
                 notes = [f"there is no folder {wanted!r}: the images of {other!r} are used"] if split == other else []
                 return folder, notes
+    if _has_images(top):
+        return top, []
     names = [entry.name for entry in listed(top) if is_folder(entry)]
     hint = "imagefolder:DIR, if these are class folders in the order of your network's labels" if names else ""
     raise InputError(
@@ -132,12 +135,20 @@ def _locate(top: Path, wanted: str) -> tuple[Path, list[str]]:
     )
 
 
+def _has_classes(folder: Path) -> bool:
+    return any(entry.name in _indices() and is_folder(entry) for entry in listed(folder))
+
+
+def _has_images(folder: Path) -> bool:
+    return any(is_image(entry) for entry in listed(folder))
+
+
 def _find(root: Path, top: Path) -> tuple[list[tuple[int, str]], list[str]]:
     """Every image as (label, path below the root), and warnings."""
     entries = listed(root)
     folders = [entry.name for entry in entries if is_folder(entry)]
     flat = [entry.name for entry in entries if is_image(entry)]
-    if not any(name in _indices() for name in folders):
+    if not _has_classes(root):
         labels, notes = _flat_labels(root, top, flat)
         return list(zip(labels, flat, strict=True)), notes
     below = {name: images_below(root, name) for name in folders}
