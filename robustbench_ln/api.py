@@ -200,7 +200,7 @@ def _doubts(run: Run, rows: list[ResultRow]) -> list[str]:
         clean = {row.mode: row for row in mine if row.condition.kind == "clean"}
         own = next((clean[mode] for mode in _OWN_MODES if mode in clean), None)
         own = own or max(clean.values(), key=lambda row: row.accuracy, default=None)
-        if own is not None:
+        if own is not None and classes > 1:
             low, _ = wilson(own.counts.correct, own.counts.n)
             threshold = (1.2 if classes == 2 else 2.0) / classes
             if low < threshold:
