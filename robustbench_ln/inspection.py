@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from robustbench_ln.errors import InputError
+from robustbench_ln.errors import InputError, LnbenchError
 from robustbench_ln.models import Classifier, LoadedModel, parse_normalize
-from robustbench_ln.norms import NetworkNorms, frozen_state, norm_layers
+from robustbench_ln.norms import NetworkNorms, frozen_state, norm_kind, norm_layers
 from robustbench_ln.results import write_bytes
 
 _NO_IMAGES = "nothing says the preprocessing, and inspect has no images to try it on: none is assumed"
@@ -41,8 +44,13 @@ def inspect_model(loaded: LoadedModel, *, normalize: str = "auto") -> dict[str, 
     return {
         "source": loaded.source,
         "sha256": loaded.sha256,
+        "format": loaded.form,
         "container": loaded.container,
         "prefixes": list(loaded.prefixes),
+        "copy": loaded.copy,
+        "averaged": loaded.averaged,
+        "precision": list(loaded.precision),
+        "not_built": list(loaded.unbuilt),
         "arch": loaded.arch,
         "recognised": loaded.recognised,
         "num_classes": loaded.num_classes,
@@ -55,8 +63,63 @@ def inspect_model(loaded: LoadedModel, *, normalize: str = "auto") -> dict[str, 
         "mean": list(mean),
         "std": list(std),
         "preprocessing": why,
+        "geometry": asdict(loaded.geometry) if loaded.geometry else None,
         "warnings": warnings,
+        "tree": module_tree(loaded.network),
     }
+
+
+def module_tree(network: nn.Module) -> dict[str, Any]:
+    """The modules of a network as a tree, siblings that are alike folded into one.
+
+    Returns: ``name``, ``type`` and ``detail`` of a module, whether it is a ``norm`` layer, how many ``norm_layers`` and
+        ``parameters`` it has in it, how often it is there one after the other (``repeat``; all else is of one of them),
+        and its ``children``.
+    """
+    return _node("", network)
+
+
+def _node(name: str, module: nn.Module) -> dict[str, Any]:
+    children = [_node(child_name, child) for child_name, child in module.named_children()]
+    norm = not children and (bool(norm_layers(module)) or norm_kind(module) != "none")
+    return {
+        "name": name,
+        # TorchScript gives all of its modules one class, and says what they were.
+        "type": getattr(module, "original_name", type(module).__name__),
+        "detail": _detail(module),
+        "norm": norm,
+        "norm_layers": int(norm) + sum(child["norm_layers"] for child in children),
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "repeat": 1,
+        "children": _folded(children),
+    }
+
+
+def _detail(module: nn.Module) -> str:
+    """The numbers of a layer that tell it from others of its type."""
+    if isinstance(module, nn.Conv2d):
+        kernel = "x".join(map(str, module.kernel_size))
+        parts = [f"{module.in_channels} > {module.out_channels}, {kernel}"]
+        parts += [f"stride {module.stride[0]}"] * (module.stride[0] > 1)
+        parts += [f"{module.groups} groups"] * (module.groups > 1)
+        return ", ".join(parts)
+    if isinstance(module, nn.Linear):
+        return f"{module.in_features} > {module.out_features}"
+    weight = getattr(module, "weight", None)
+    return " x ".join(map(str, weight.shape)) if isinstance(weight, torch.Tensor) else ""
+
+
+def _folded(siblings: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One node for each run of siblings that are alike in all but their names."""
+    folded: list[dict[str, Any]] = []
+    for node in siblings:
+        last = folded[-1] if folded else None
+        if last and all(last[key] == node[key] for key in node if key not in ("name", "repeat")):
+            first = last["name"].partition(" ... ")[0]
+            folded[-1] = {**last, "name": f"{first} ... {node['name']}", "repeat": last["repeat"] + 1}
+        else:
+            folded.append(node)
+    return folded
 
 
 def probe_logits(loaded: LoadedModel, images: Path, out: Path, *, normalize: str = "auto") -> None:
@@ -82,6 +145,15 @@ def probe_logits(loaded: LoadedModel, images: Path, out: Path, *, normalize: str
         raise InputError(f"{images} holds values outside [0, 1]", hint="images in [0, 1], before normalisation")
     mean, std, _ = _preprocessing(loaded, normalize)
     classifier = Classifier(loaded.network, mean, std)
-    with frozen_state(classifier):
-        logits = classifier(torch.from_numpy(array))
+    try:
+        with frozen_state(classifier):
+            logits = classifier(torch.from_numpy(array))
+    except (LnbenchError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the network's own code ran
+        raise InputError(
+            f"{loaded.source} cannot run on {images}",
+            found=f"images of shape {array.shape}: {str(error).strip().splitlines()[0][:200]}",
+            hint="images of the size and with the channels that the network was made for",
+        ) from error
     write_bytes(out, json.dumps(logits.tolist()).encode())

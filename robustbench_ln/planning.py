@@ -132,6 +132,7 @@ def plan_run(
     arch: str | None = None,
     normalize: str = "auto",
     trust: bool = False,
+    ema: bool | None = None,
     on_bad_image: str = "stop",
     resize: int | None = None,
     crop: int | None = None,
@@ -155,7 +156,8 @@ def plan_run(
     if not requested:
         raise UsageError("no model was named", hint="--model demo:bn")
     loaded = [
-        load_model(one, arch=arch, trust=trust) if isinstance(one, str) else wrap_module(one) for one in requested
+        load_model(one, arch=arch, trust=trust, ema=ema) if isinstance(one, str) else wrap_module(one)
+        for one in requested
     ]
     zoo = next((one.geometry for one in loaded if one.geometry), None) if resize is None and crop is None else None
     dataset = (
@@ -302,7 +304,9 @@ def _prepare(
             choice = choose_preprocessing(one.network, *probe)
         mean, std, why = choice.mean, choice.std, choice.text
         warnings.append(f"{one.source}: preprocessing was found by trial: {choice.text}")
-    identity = repr((one.sha256, one.arch, tuple(mean), tuple(std), one.group_size))
+    # The copy last and only where there are several, so that other models keep their ids.
+    copy = (one.copy,) if one.copy else ()
+    identity = repr((one.sha256, one.arch, tuple(mean), tuple(std), one.group_size, *copy))
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     norms = NetworkNorms.of(one.network, one.group_size)
     info = ModelInfo(
