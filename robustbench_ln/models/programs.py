@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,9 @@ def _takes(name: str, found: str, wanted: str) -> InputError:
 
 
 def _open_torchscript(content: bytes, name: str) -> _Opened:  # noqa: ARG001
-    module = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that TorchScript is deprecated
+        module = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()  # type: ignore[no-untyped-call]
     floating = [value.dtype for value in module.state_dict().values() if value.is_floating_point()]
     return _Opened(module, None, floating[0] if floating else torch.float32)
 
