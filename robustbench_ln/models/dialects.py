@@ -164,8 +164,8 @@ def keep_float32_tensors(checkpoint: Checkpoint) -> Checkpoint:
     stored = [checkpoint.tensors[key].dtype for key in tensors]
     if len(tensors) == len(checkpoint.tensors) and stored == [value.dtype for value in tensors.values()]:
         return checkpoint
-    precision = sorted({str(dtype).removeprefix("torch.") for dtype in stored if dtype.is_floating_point})
-    return replace(checkpoint, tensors=tensors, precision=tuple(precision))
+    kinds = sorted({str(dtype).removeprefix("torch.") for dtype in stored if dtype.is_floating_point})
+    return replace(checkpoint, tensors=tensors, precision=() if kinds == ["float32"] else tuple(kinds))
 
 
 def oddity(value: Tensor) -> str:
@@ -300,7 +300,7 @@ def candidates(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
     yield checkpoint
     outer = checkpoint.outer
     while outer is not None and all(isinstance(value, Tensor) for value in outer.tensors.values()):
-        yield outer
+        yield replace(outer, averaged=checkpoint.averaged)
         outer = outer.outer
     yield from _parts(checkpoint, depth=3)
 

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_ln.errors import InputError, LnbenchError, ResourceError
-from robustbench_ln.models import unpickling
 from robustbench_ln.models.checkpoint import Checkpoint, file_sha256
 from robustbench_ln.models.dialects import copies, is_optimizer, oddity, undress
 from robustbench_ln.models.imports import importable_from_here, one_line
 from robustbench_ln.models.metadata import read_metadata
 from robustbench_ln.models.programs import Program, ProgramKind, onnx_content
 from robustbench_ln.models.sniffing import AGAIN, FileKind, file_kind, refused
+from robustbench_ln.models.unpickling import Reader
 
 _SAVE = "torch.save(network.state_dict(), ...)"
 
@@ -87,23 +87,24 @@ def _read_torch(path: Path, trust: bool) -> Checkpoint:
 
 def _read_unbuilt(path: Path, form: str, sha256: str) -> Checkpoint:
     """Read the weights out of a file with other objects in it, without building those."""
+    reader = Reader()
     try:
         contents = torch.load(
             # Not the open file: given one, torch.load would also try to unpack it as a tar archive of old.
             io.BytesIO(path.read_bytes()),
             map_location="cpu",
-            pickle_module=unpickling,
-            weights_only=False,  # `unpickling` builds tensors and plain containers only
+            pickle_module=reader,
+            weights_only=False,  # `reader` builds tensors and plain containers only
         )
     except Exception as error:
         raise _damaged(path, error) from None
-    unbuilt = sorted(unpickling.unbuilt_kinds(contents))
+    unbuilt = tuple(reader.kinds)
     if shared := next((kind for kind in unbuilt if kind.endswith((".DTensor", ".ShardedTensor"))), None):
         hint = "the full state dict: torch.distributed.checkpoint.state_dict, StateDictOptions(full_state_dict=True)"
         raise refused(path, f"the part of one process of a distributed network ({shared})", hint)
     if unbuilt and not copies(contents):
         raise needs_trust(path, "a pickled Python object such as a whole module", f"it needs {unbuilt[0]}")
-    return _holding(path, contents, Checkpoint({}, sha256, form, unbuilt=tuple(unbuilt)))
+    return _holding(path, contents, Checkpoint({}, sha256, form, unbuilt=unbuilt))
 
 
 def needs_trust(path: Path, what: str, found: str) -> InputError:
@@ -261,7 +262,7 @@ def _read_index(path: Path, trust: bool) -> Checkpoint:
         file_sha256(path, *(path.parent / name for name in names)),
         f"{shards[0][1].form} in {len(shards)} shards",
         metadata=shards[0][1].metadata,
-        unbuilt=tuple(sorted({kind for _, shard in shards for kind in shard.unbuilt})),
+        unbuilt=tuple(dict.fromkeys(kind for _, shard in shards for kind in shard.unbuilt)),
         warnings=tuple(dict.fromkeys(warning for _, shard in shards for warning in shard.warnings)),
     )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
+from types import ModuleType
 from typing import IO, Any
 
 import torch
@@ -67,42 +68,30 @@ _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-class Unpickler(pickle.Unpickler):
-    """A reader of pickles that builds tensors and plain containers, and `Unbuilt` for everything else."""
+class Reader(ModuleType):
+    """In the place of the module `pickle`: builds tensors and plain containers, and `Unbuilt` for everything else.
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._kinds: dict[str, type[Unbuilt]] = {}
+    Attributes:
+        kinds: names of the classes and functions that were asked for and not built, in the order they were met.
+        Unpickler: the class that reads one pickle.
+    """
 
-    def find_class(self, module: str, name: str) -> Any:
-        """What stands for the class or function that the pickle asks for."""
-        if (module, name) in _KNOWN:
-            return _Known(_KNOWN[module, name])
-        if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
-            return dtype
-        kind = f"{module}.{name}"
-        if kind not in self._kinds:
-            self._kinds[kind] = type("Unbuilt", (Unbuilt,), {"kind": kind})
-        return self._kinds[kind]
+    def __init__(self) -> None:
+        super().__init__("reader")
+        self.kinds: dict[str, type[Unbuilt]] = {}
+        kinds = self.kinds
 
+        class Unpickler(pickle.Unpickler):
+            def find_class(self, module: str, name: str) -> Any:
+                if (module, name) in _KNOWN:
+                    return _Known(_KNOWN[module, name])
+                if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
+                    return dtype
+                kind = f"{module}.{name}"
+                return kinds.setdefault(kind, type("Unbuilt", (Unbuilt,), {"kind": kind}))
 
-def load(file: IO[bytes], **options: Any) -> Any:
-    """One pickle; this name makes the module fit as ``torch.load(pickle_module=...)``."""
-    return Unpickler(file, **options).load()
+        self.Unpickler = Unpickler
 
-
-def unbuilt_kinds(content: Any) -> set[str]:
-    """Names of the classes of which an object, or the class itself, was met in `content` and not built."""
-    kinds, seen, left = set(), set(), [content]
-    while left:
-        value = left.pop()
-        if id(value) in seen:  # a pickle may hold a list that contains itself
-            continue
-        seen.add(id(value))
-        if isinstance(value, Unbuilt) or (isinstance(value, type) and issubclass(value, Unbuilt)):
-            kinds.add(value.kind)
-        elif isinstance(value, dict):
-            left += [*value.keys(), *value.values()]
-        elif isinstance(value, list | tuple | set | frozenset):
-            left += value
-    return kinds
+    def load(self, file: IO[bytes], **options: Any) -> Any:
+        """One pickle."""
+        return self.Unpickler(file, **options).load()
