@@ -39,6 +39,8 @@ from robustbench_ln.errors import InputError, ResourceError
 from robustbench_ln.models import ARCHITECTURES, DIALECTS, LoadedModel, load_model, save_model
 from robustbench_ln.models.unpickling import Reader, Unbuilt
 from robustbench_ln.norms import convert_to_localnorm
+from robustbench_ln.planning import plan_run
+from tests.conftest import toy_data
 from tests.networks import State, Tiny, assert_same, images, lively, logits, prefixed, saved, saved_bytes
 
 # Files that load
@@ -524,6 +526,15 @@ def test_the_user_chooses_between_the_plain_and_the_averaged_copy(kind: str, net
     assert by_default.copy == plain.copy != average.copy
     assert by_default.copy
     assert all(loaded.copy.strip(".") in " ".join(loaded.warnings) for loaded in (plain, average))
+
+
+def test_the_two_copies_of_a_file_are_two_models_of_a_run(tmp_path: Path) -> None:
+    state, other = (dict(network_of("demo-net", seed).state_dict()) for seed in (0, 1))
+    path = saved(tmp_path, {"model": state, "ema": other})
+    plans = [plan_run(path, toy_data(20), sigma=0, normalize="none", ema=ema) for ema in (None, False, True)]
+    by_default, plain, average = (plan.models[0].info.id for plan in plans)
+    assert by_default == plain != average
+    assert "averaged ones of 'ema'" in " ".join(plans[2].manifest.warnings)
 
 
 def test_a_copy_that_is_not_in_the_file_is_an_input_error(net: nn.Module, tmp_path: Path) -> None:

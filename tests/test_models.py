@@ -316,8 +316,6 @@ def test_a_factory_that_does_not_fit_lists_the_keys(factories: str, net: nn.Modu
 def test_an_unknown_kind_of_model_is_a_usage_error_with_near_matches() -> None:
     with pytest.raises(UsageError, match="torchvision"):
         load_model("torchvison:resnet18")
-    with pytest.raises(UsageError, match="hf-hub"):
-        load_model("hf-hub:someone/something")
     for spec, near in (("torchvision:resnet17", "resnet18"), ("demo:nb", "bn")):
         with pytest.raises(UsageError, match=near):
             load_model(spec)

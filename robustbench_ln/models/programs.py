@@ -80,6 +80,10 @@ class Program(nn.Module):
         """Nothing: a program computes in the precision it was exported in."""
         return self
 
+    def state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """The weights of the program under its own names; none of an ONNX network's can be seen."""
+        return self._run.state_dict(*arguments, **options) if isinstance(self._run, nn.Module) else {}
+
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` to logits ``(B, classes)``, float32.
 
