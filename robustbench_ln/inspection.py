@@ -81,11 +81,13 @@ def module_tree(network: nn.Module) -> dict[str, Any]:
 
 def _node(name: str, module: nn.Module) -> dict[str, Any]:
     children = [_node(child_name, child) for child_name, child in module.named_children()]
-    norm = not children and (bool(norm_layers(module)) or norm_kind(module) != "none")
+    # TorchScript gives all of its modules one class, and says what they were.
+    kind = getattr(module, "original_name", type(module).__name__)
+    known = bool(norm_layers(module)) or norm_kind(module) != "none"
+    norm = not children and (known or (isinstance(module, torch.jit.ScriptModule) and "Norm" in kind))
     return {
         "name": name,
-        # TorchScript gives all of its modules one class, and says what they were.
-        "type": getattr(module, "original_name", type(module).__name__),
+        "type": kind,
         "detail": _detail(module),
         "norm": norm,
         "norm_layers": int(norm) + sum(child["norm_layers"] for child in children),

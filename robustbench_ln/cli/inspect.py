@@ -67,7 +67,8 @@ def _show(facts: dict[str, Any], *, whole_tree: bool) -> None:
     table = Table.grid(padding=(0, 2))
     for key, value in facts.items():
         if key != "tree" and value not in (None, "", [], False):
-            table.add_row(key.replace("_", " "), Text(_words(value)))
+            for i, line in enumerate(value if key == "warnings" else [value]):
+                table.add_row("" if i else key.replace("_", " "), Text(_words(line)))
     console.print(table)
     # The top of the tree that fits on a screen together with the facts.
     depths = [99] if whole_tree else [2, 1]
