@@ -10,19 +10,28 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from robustbench_ln.errors import InputError, ResourceError, unknown_name
-from robustbench_ln.models.architectures import ARCHITECTURES, Match, Shapes, shapes_of
+from robustbench_ln.errors import InputError, ResourceError, UsageError, unknown_name
+from robustbench_ln.models.architectures import (
+    Match,
+    Shapes,
+    as_batchnorm,
+    find_architecture,
+    norm_form,
+    shapes_of,
+    timm_zoo,
+)
 from robustbench_ln.models.checkpoint import Checkpoint, file_sha256, read_checkpoint
 from robustbench_ln.models.imports import build_with, find_factory, one_line
-from robustbench_ln.models.recognition import as_batchnorm, differences, fitting, nearest
+from robustbench_ln.models.recognition import differences, fitting, nearest, with_norms
 from robustbench_ln.models.sniffing import refused
-from robustbench_ln.norms.convert import convert_to_localnorm, n_groups
+from robustbench_ln.norms.convert import n_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +100,7 @@ def load_model(
     Args:
         spec: a file (``.pt .pth .th .ckpt .safetensors``, or any other suffix), ``torchvision:NAME``,
             ``python:package.module:factory``, ``demo:bn`` or ``demo:ln``.
-        arch: architecture of a file: a name in `ARCHITECTURES` or ``package.module:factory``, called with
+        arch: architecture of a file: a name that `find_architecture` knows or ``package.module:factory``, called with
             ``num_classes=``; recognised from keys and shapes without it.
         trust: read files that can run code when read.
         num_classes: passed to factories that take it; otherwise the weights say it.
@@ -182,16 +191,15 @@ def _load_file(
         if arch is not None:
             model = _warned(model, f"--arch {arch} is not used: {path.name} holds a whole module")
     elif factory is not None and arch is not None:
-        network, checkpoint = _fill_factory(arch, factory, checkpoint, num_classes)
-        model = _ready(network, *origin, arch=arch, recognised="--arch")
+        network, checkpoint, warnings = _fill_factory(arch, factory, checkpoint, num_classes)
+        model = _warned(_ready(network, *origin, arch=arch, recognised="--arch"), *warnings)
     else:
         match, recognised, warnings = _find_architecture(path, checkpoint, arch)
-        filled = _filled(match.build(), checkpoint.tensors)
+        filled = _filled(match.build(), checkpoint.tensors, checkpoint.metadata)
         assert filled is not None, "a match has the very keys and shapes of the checkpoint"
-        model = _ready(
-            filled, *origin, arch=match.architecture.name, recognised=recognised, num_classes=match.num_classes
-        )
-        model = _warned(model, *warnings)
+        network, assumed = filled
+        model = _ready(network, *origin, arch=match.name, recognised=recognised, num_classes=match.num_classes)
+        model = _warned(model, *warnings, *assumed)
     mean, std, preprocessing = _preprocessing(checkpoint)
     return replace(
         model,
@@ -215,17 +223,21 @@ def _preprocessing(checkpoint: Checkpoint) -> tuple[tuple[float, ...] | None, tu
 
 def _find_architecture(path: Path, checkpoint: Checkpoint, arch: str | None) -> tuple[Match, str, tuple[str, ...]]:
     """The architecture, how it was found, and warnings."""
-    shapes, _ = as_batchnorm(shapes_of(checkpoint.tensors))
+    shapes = shapes_of(checkpoint.tensors)
     if arch is not None:
-        match = ARCHITECTURES[arch].guess(shapes)
-        if match.shapes() != shapes:
-            raise _does_not_fit(arch, match.shapes(), shapes)
+        row = find_architecture(arch)
+        match = row.fit(shapes)
+        if match is None:
+            raise _does_not_fit(arch, row.guess(shapes).shapes(), shapes)
         return match, "--arch", ()
     warnings: tuple[str, ...] = ()
     # Only a name of the table: a file must not be able to name code to run.
     said = checkpoint.metadata.get("arch")
     if said is not None:
-        known = ARCHITECTURES[said].recognise(shapes) if said in ARCHITECTURES else None
+        try:
+            known = find_architecture(said).recognise(shapes)
+        except UsageError:
+            known = None
         if known is not None:
             return known, "file metadata", ()
         warnings += (f"metadata 'arch' of the file is {said!r}, which is unknown or does not fit, and is not used",)
@@ -233,33 +245,34 @@ def _find_architecture(path: Path, checkpoint: Checkpoint, arch: str | None) -> 
     if not matches:
         raise _fits_nothing(path, shapes)
     if len(matches) > 1:
-        names = [match.architecture.name for match in matches]
-        warnings += (f"the keys and shapes fit {' and '.join(names)}; taken is the simpler {names[0]}",)
+        names = [match.name for match in matches]
+        rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        warnings += (f"the keys and shapes fit {' and '.join(names[:5])}{rest}; taken is the simpler {names[0]}",)
     return matches[0], "keys and shapes", warnings
 
 
 def _fill_factory(
     name: str, factory: Callable[..., object], checkpoint: Checkpoint, num_classes: int | None
-) -> tuple[nn.Module, Checkpoint]:
-    """The user's network with the weights of the file, and the checkpoint as it was used."""
+) -> tuple[nn.Module, Checkpoint, tuple[str, ...]]:
+    """The user's network with the weights of the file, the checkpoint as it was used, and warnings."""
     assumed = num_classes or checkpoint.metadata.get("num_classes") or 10
     network = build_with(name, factory, assumed)
     expected = shapes_of(network.state_dict())
-    shapes, _ = as_batchnorm(shapes_of(checkpoint.tensors))
-    rows = _output_rows(expected, shapes, assumed)
+    shapes = shapes_of(checkpoint.tensors)
+    rows = _output_rows(expected, as_batchnorm(expected, shapes), assumed)
     if rows != assumed:
         network = build_with(name, factory, rows)
         expected = shapes_of(network.state_dict())
-    filled = _filled(network, checkpoint.tensors)
+    filled = _filled(network, checkpoint.tensors, checkpoint.metadata)
     if filled is not None:
-        return filled, checkpoint
+        return filled[0], checkpoint, filled[1]
     # The user's network may be the wrapped one, prefixes, normalisation and all.
-    filled = _filled(network, checkpoint.as_stored())
+    filled = _filled(network, checkpoint.as_stored(), checkpoint.metadata)
     if filled is None:
         raise _does_not_fit(name, expected, shapes)
     if checkpoint.wrapper:
         checkpoint = replace(checkpoint, mean=(), std=())
-    return filled, replace(checkpoint, prefixes=())
+    return filled[0], replace(checkpoint, prefixes=()), filled[1]
 
 
 def _output_rows(expected: Shapes, found: Shapes, classes: int) -> int:
@@ -271,30 +284,30 @@ def _output_rows(expected: Shapes, found: Shapes, classes: int) -> int:
     return classes
 
 
-def _filled(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module | None:
-    """`network` with these weights, turned into LocalNorm where they are; None where keys or shapes differ."""
+def _filled(
+    network: nn.Module, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> tuple[nn.Module, tuple[str, ...]] | None:
+    """`network` with these weights and the norm layers that they are of, and warnings; None where they do not fit."""
     shapes = shapes_of(tensors)
-    if shapes_of(network.state_dict()) != shapes:
-        plain, groups = as_batchnorm(shapes)
-        if groups is None or shapes_of(network.state_dict()) != plain:
-            return None
-        network = convert_to_localnorm(network, groups)
+    form = norm_form(shapes_of(network.state_dict()), shapes)
+    if form is None:
+        return None
+    network, warnings = with_norms(network, form, shapes, metadata)
     own = network.state_dict()
     # Old files lack num_batches_tracked, which nothing in eval() reads.
     state = OrderedDict((key, tensors.get(key, torch.zeros_like(value))) for key, value in own.items())
     # Versions of the modules, which some modules ask for.
     state._metadata = own._metadata  # type: ignore[attr-defined]
     network.load_state_dict(state)
-    return network
+    return network, warnings
 
 
 def _does_not_fit(arch: str, expected: Shapes, found: Shapes) -> InputError:
     matches = fitting(found)
     near = nearest(found)
+    hint = f"--arch {near[0].name} is nearest; {_OWN}" if near else _OWN
     if matches:
-        hint = f"--arch {matches[0].architecture.name}"
-    else:
-        hint = f"--arch {near[0].architecture.name} is nearest; {_OWN}" if near else _OWN
+        hint = f"--arch {matches[0].name}"
     return InputError(f"checkpoint does not fit {arch}", found=differences(expected, found), hint=hint)
 
 
@@ -309,9 +322,9 @@ def _fits_nothing(path: Path, shapes: Shapes) -> InputError:
             what, found=f"{len(shapes)} keys, first {', '.join(list(shapes)[:5])}", hint=f"--arch NAME, {_OWN}"
         )
     match, common = near
-    name, expected = match.architecture.name, match.shapes()
+    name, expected = match.name, match.shapes()
     where = differences(expected, shapes)
-    if common == len(shapes):
+    if common == len(as_batchnorm(expected, shapes)):
         return InputError(
             f"{path.name} holds a part of a network only",
             found=f"{common} of the {len(expected)} keys of {name}: {where}",
@@ -394,7 +407,7 @@ def build_network(arch: str, *, num_classes: int) -> nn.Module:
     """A new network with random weights, in train().
 
     Args:
-        arch: a name in `ARCHITECTURES` or ``package.module:factory``.
+        arch: a name that `find_architecture` knows or ``package.module:factory``.
         num_classes: number of logits.
 
     Raises:
@@ -402,15 +415,14 @@ def build_network(arch: str, *, num_classes: int) -> nn.Module:
         InputError: a factory that fails.
     """
     factory = _factory(arch)
-    return ARCHITECTURES[arch].build(num_classes) if factory is None else build_with(arch, factory, num_classes)
+    return find_architecture(arch).build(num_classes) if factory is None else build_with(arch, factory, num_classes)
 
 
 def _factory(arch: str) -> Callable[..., object] | None:
-    """The user's factory, or None for an architecture of the table."""
-    if ":" in arch:
+    """The user's factory, or None for an architecture that is known by name."""
+    if ":" in arch and not arch.startswith(timm_zoo.PREFIX):
         return find_factory(arch)
-    if arch not in ARCHITECTURES:
-        raise unknown_name("architecture", arch, [*ARCHITECTURES, "package.module:factory"])
+    find_architecture(arch)
     return None
 
 
