@@ -67,7 +67,13 @@ class Match:
 
         Every tensor that is not set is in its state dict, so that strict loading sets all of them.
         """
-        return materialised(_skeleton(self.architecture, self.num_classes, self.hints))
+        network = _skeleton(self.architecture, self.num_classes, self.hints)
+        if _unset(network):
+            with torch.random.fork_rng(devices=[]):
+                return self.architecture.build(self.num_classes, **self.hints)
+        # Tensors that have memory, such as tables of indices, keep their values.
+        network._apply(lambda t: torch.empty_like(t, device="cpu") if t.is_meta else t)  # type: ignore[no-untyped-call]
+        return network
 
 
 def _no_hints(shapes: Shapes) -> Mapping[str, Any]:  # noqa: ARG001
@@ -166,18 +172,11 @@ class _OnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def materialised(network: nn.Module) -> nn.Module:
-    """`network` with memory for the tensors that have none; others, such as tables of indices, keep their values."""
-    network._apply(lambda t: torch.empty_like(t, device="cpu") if t.is_meta else t)  # type: ignore[no-untyped-call]
-    return network
-
-
-def unset(match: Match) -> list[str]:
-    """Tensors of the network that neither its construction nor a state dict would set."""
-    network = _skeleton(match.architecture, match.num_classes, match.hints)
-    named = [*network.named_parameters(), *network.named_buffers()]
+def _unset(network: nn.Module) -> bool:
+    """Whether there are tensors without memory that no state dict sets."""
     held = network.state_dict().keys()
-    return [name for name, tensor in named if tensor.is_meta and name not in held]
+    named = [*network.named_parameters(), *network.named_buffers()]
+    return any(tensor.is_meta and name not in held for name, tensor in named)
 
 
 def _skeleton(architecture: Architecture, num_classes: int, hints: Mapping[str, Any]) -> nn.Module:

@@ -1,8 +1,10 @@
 """timm's classifiers, under timm's names with ``timm:`` before them.
 
-There are over a thousand, so they are no rows of the table: an index beside this file holds fingerprints of them all,
-made by ``python -m robustbench_ln.models.architectures.timm_zoo``. It tells what a state dict is without importing
-timm, or building more than one network; models newer than the index are reached by ``--arch timm:NAME`` only.
+There are over a thousand, so they are no rows of the table: an index beside this file holds fingerprints of them all.
+It tells what a state dict is without importing timm, or building more than one network; models newer than the index are
+reached by ``--arch timm:NAME`` only. To make it anew, with the newest timm installed::
+
+    python -c "from robustbench_ln.models.architectures import timm_zoo; timm_zoo.write_index()"
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from robustbench_ln.errors import ResourceError, unknown_name
-from robustbench_ln.models.architectures.architecture import Architecture, Match, unset
+from robustbench_ln.models.architectures.architecture import Architecture, Match
 from robustbench_ln.models.architectures.norm_forms import Shapes
 
 PREFIX = "timm:"
@@ -131,19 +133,16 @@ def _entries(names: Iterable[str]) -> Iterator[str]:
         heads = _heads(name)
         if not heads:
             continue
-        match = _row(name, heads[0]).guess({}, num_classes=11)
-        shapes = match.shapes()
-        # A network with tensors that no file sets cannot be loaded from shapes alone.
-        if all(f"{head}.weight" in shapes for head in heads) and not unset(match):
+        shapes = _row(name, heads[0]).guess({}, num_classes=11).shapes()
+        if all(f"{head}.weight" in shapes for head in heads):
             whole = hashlib.sha256(repr(sorted(shapes.items())).encode()).hexdigest()
             groups["+".join(heads), _fingerprint(shapes, heads), whole].append(name)
     for (heads_, print_, _), same in sorted(groups.items(), key=lambda item: min(item[1])):
         yield " ".join((heads_, print_, *sorted(same, key=lambda name: (len(name), name))))
 
 
-if __name__ == "__main__":
-    import timm
-
-    print(f"# timm {timm.__version__}: output layers, fingerprint, names")
-    for entry in _entries(timm.list_models()):
-        print(entry, flush=True)
+def write_index() -> None:
+    """Write the index of every classifier of the installed timm; takes minutes."""
+    timm = _timm("any")
+    lines = [f"# timm {timm.__version__}: output layers, fingerprint, names", *_entries(timm.list_models())]
+    _INDEX.write_text("\n".join(lines) + "\n", encoding="utf-8")
