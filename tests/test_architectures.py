@@ -32,9 +32,9 @@ from robustbench_ln.norms import SwitchableNorm2d, convert_to_localnorm, norm_ki
 SMALL = [
     "demo-net",
     *(f"resnet20{suffix}" for suffix in ("", "-b", "-chenyaofo")),
-    "resnet29-bearpaw",
+    "resnet29-bottleneck-bearpaw",
     "preresnet20-bearpaw",
-    "preresnet29-bearpaw",
+    "preresnet29-bottleneck-bearpaw",
     "wrn-10-1",
     "wrn-16-2",
     "wrn-16-2-meliketoy",
@@ -119,8 +119,7 @@ def test_every_row_is_recognised_by_its_keys_and_shapes_and_no_other_but_its_twi
     assert find_architecture(full_name).fit(shapes) is not None
 
 
-@pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("classes", [10, 100])
+@pytest.mark.parametrize(("name", "classes"), [(name, (10, 100)[i % 2]) for i, name in enumerate(SMALL)])
 def test_a_random_network_comes_back_with_equal_logits(name: str, classes: int) -> None:
     torch.manual_seed(0)
     network = lively(build_network(name, num_classes=classes))
@@ -144,7 +143,7 @@ def test_a_random_network_comes_back_with_equal_logits(name: str, classes: int) 
         ("densenet-100-12-andreasveit", 769_162),
         ("resnext29-8x64d-prlz77", 34_426_698),
         ("cifar_mobilenet_v2", 2_296_922),
-        ("resnet164-bearpaw", 1_703_258),
+        ("resnet164-bottleneck-bearpaw", 1_704_154),
     ],
 )
 def test_sizes_are_those_that_are_published(name: str, parameters: int) -> None:
@@ -162,7 +161,7 @@ def test_sizes_are_those_that_are_published(name: str, parameters: int) -> None:
         ("wrn-10-1", {"depth": 10, "width": 1}),
         ("resnext29-16x64d-prlz77", {"depth": 29, "cardinality": 16, "width": 64}),
         ("densenet-190-40-bearpaw", {"depth": 190, "growth": 40}),
-        ("preresnet1202-bearpaw", {"depth": 1202}),
+        ("preresnet56-bearpaw", {"depth": 56}),
     ],
 )
 def test_depth_and_width_of_a_family_are_read_from_shapes_and_from_the_name(name: str, hints: dict[str, int]) -> None:
@@ -178,7 +177,7 @@ def test_a_file_of_another_size_than_arch_says_is_refused_with_its_own_size(tmp_
     assert load_model(saved(tmp_path, network), arch="wrn-16-2").recognised == "--arch"
 
 
-@pytest.mark.parametrize("name", ["wrn-28", "wrn-28-0", "wrn-2 8-10", "wrn-28-10x", "wrn-999999-1", "resnet21"])
+@pytest.mark.parametrize("name", ["wrn-28", "wrn-28-0", "wrn-2 8-10", "wrn-28-10x", "wrn-29-10", "resnet21"])
 def test_names_that_are_no_size_of_a_family_are_unknown(name: str) -> None:
     with pytest.raises(UsageError, match="unknown architecture"):
         find_architecture(name)
@@ -428,11 +427,13 @@ def test_a_timm_network_loads_with_equal_logits_and_as_localnorm(tmp_path: Path)
 def test_tables_that_are_not_in_a_state_dict_keep_their_values(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
-    network = timm.create_model("swin_tiny_patch4_window7_224", num_classes=7, img_size=224).eval()
-    match = find_architecture("timm:swin_tiny_patch4_window7_224").fit(shapes_of(network.state_dict()))
+    network = timm.create_model("levit_128s", num_classes=7)
+    match = find_architecture("timm:levit_128s").fit(shapes_of(network.state_dict()))
     assert match is not None
     again = dict(match.build().named_buffers())
-    assert all(torch.equal(again[name], buffer) for name, buffer in network.named_buffers())
+    tables = {name: buffer for name, buffer in network.named_buffers() if name not in network.state_dict()}
+    assert tables
+    assert all(torch.equal(again[name], table) for name, table in tables.items())
 
 
 def test_without_timm_its_networks_are_named_with_the_extra_that_brings_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -304,7 +304,7 @@ def _filled(
 
 def _does_not_fit(arch: str, expected: Shapes, found: Shapes) -> InputError:
     matches = fitting(found)
-    near = nearest(found)
+    near = None if matches else nearest(found)
     hint = f"--arch {near[0].name} is nearest; {_OWN}" if near else _OWN
     if matches:
         hint = f"--arch {matches[0].name}"

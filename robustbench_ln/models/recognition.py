@@ -90,9 +90,8 @@ def nearest(shapes: Shapes) -> tuple[Match, int] | None:
     than a quarter is no resemblance, unless `shapes` is a part of the network: then None.
     """
     best: tuple[float, Match, int] | None = None
-    for row in ARCHITECTURES.values():
-        if row.telltale not in shapes and f"{row.head}.weight" not in shapes:
-            continue
+    rows = [row for row in ARCHITECTURES.values() if row.telltale in shapes]
+    for row in rows or [row for row in ARCHITECTURES.values() if f"{row.head}.weight" in shapes]:
         match = row.guess(shapes)
         expected = match.shapes()
         found = as_batchnorm(expected, shapes)

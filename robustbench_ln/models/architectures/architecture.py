@@ -105,18 +105,20 @@ class Architecture:
     def sized(self, name: str) -> Architecture | None:
         """The member of this family that `name` names: ``wrn-40-2``; None where it names none."""
         parts = re.split(r"\{(\w+)\}", self.name)
-        number = "(?P<{}>[1-9][0-9]{{0,4}})"
+        number = "(?P<{}>[1-9][0-9]{{0,3}})"
         pattern = "".join(number.format(part) if i % 2 else re.escape(part) for i, part in enumerate(parts))
         found = re.fullmatch(pattern, name)
         if found is None or len(parts) == 1:
             return None
         sizes = {size: int(value) for size, value in found.groupdict().items()}
-        return replace(
+        member = replace(
             self,
             name=name,
             build=lambda num_classes, **hints: self.build(num_classes, **{**hints, **sizes}),
             hints=lambda shapes: {**self.hints(shapes), **sizes},
         )
+        # Not every depth is one: there is no Wide ResNet of 29 layers.
+        return member if sizes.items() <= self.hints(member.guess({}).shapes()).items() else None
 
     def guess(self, shapes: Shapes, num_classes: int = 10) -> Match:
         """How this architecture would have to be built to come nearest to `shapes`.

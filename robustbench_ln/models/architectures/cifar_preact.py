@@ -81,7 +81,7 @@ def _weiaicunzai(num_classes: int, *, blocks: tuple[int, ...], bottleneck: bool)
     return he_initialised(named(parts))
 
 
-def _bearpaw(num_classes: int, *, depth: int, bottleneck: bool = False) -> nn.Module:
+def _bearpaw(num_classes: int, *, depth: int = 110, bottleneck: bool) -> nn.Module:
     parts: Modules = {"conv1": conv(3, 16, 3)}
     block = partial(_kuangliu_block, bottleneck=bottleneck, raw=True, name="downsample")
     channels = 16
@@ -94,11 +94,9 @@ def _bearpaw(num_classes: int, *, depth: int, bottleneck: bool = False) -> nn.Mo
     return he_initialised(named(parts))
 
 
-def _bearpaw_depth(shapes: Shapes) -> Mapping[str, Any]:
+def _bearpaw_depth(shapes: Shapes, *, bottleneck: bool) -> Mapping[str, Any]:
     # The layers of one block in each stage: 6 in basic blocks, 9 in bottlenecks.
-    bottleneck = "layer3.0.conv3.weight" in shapes
-    layers = 9 if bottleneck else 6
-    return {"depth": layers * (count(shapes, "layer1.{}.conv1.weight") or 18) + 2, "bottleneck": bottleneck}
+    return {"depth": (9 if bottleneck else 6) * (count(shapes, "layer1.{}.conv1.weight") or 18) + 2}
 
 
 ARCHITECTURES = (
@@ -136,12 +134,18 @@ ARCHITECTURES = (
         )
         for depth, (blocks, bottleneck) in BLOCKS.items()
     ),
-    Architecture(
-        "preresnet{depth}-bearpaw",
-        "pre-activation ResNet with three stages for 32x32 images, keys of bearpaw/pytorch-classification",
-        partial(_bearpaw, depth=110),
-        head="fc",
-        telltale="layer3.0.bn1.weight",
-        hints=_bearpaw_depth,
+    *(
+        Architecture(
+            f"preresnet{{depth}}{suffix}-bearpaw",
+            f"pre-activation ResNet of {blocks} for 32x32 images, keys of bearpaw/pytorch-classification",
+            partial(_bearpaw, bottleneck=bottleneck),
+            head="fc",
+            telltale=f"layer3.0.{last}.weight",
+            hints=partial(_bearpaw_depth, bottleneck=bottleneck),
+        )
+        for suffix, bottleneck, last, blocks in (
+            ("", False, "bn2", "basic blocks"),
+            ("-bottleneck", True, "bn3", "bottlenecks"),
+        )
     ),
 )

@@ -140,7 +140,7 @@ ARCHITECTURES = (
         for depth in (20, 32, 44, 56, 110)
     ),
     Architecture(
-        "resnet{depth}-bearpaw",
+        "resnet{depth}-bottleneck-bearpaw",
         "ResNet of bottleneck blocks for 32x32 images, keys of bearpaw/pytorch-classification",
         _bottlenecks,
         head="fc",
