@@ -5,24 +5,32 @@ from __future__ import annotations
 import copy
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from robustbench_ln.errors import InputError, unknown_name
-from robustbench_ln.models.architectures import ARCHITECTURES, Match, Shapes, shapes_of
+from robustbench_ln.errors import InputError, UsageError, unknown_name
+from robustbench_ln.models.architectures import (
+    Architecture,
+    Match,
+    Shapes,
+    as_batchnorm,
+    find_architecture,
+    norm_form,
+    shapes_of,
+    timm_zoo,
+)
 from robustbench_ln.models.checkpoint import Checkpoint
 from robustbench_ln.models.dialects import candidates
 from robustbench_ln.models.imports import build_with, find_factory
 from robustbench_ln.models.loaded import LoadedModel, ready, state_sha256
 from robustbench_ln.models.programs import Program
 from robustbench_ln.models.reading import read_checkpoint
-from robustbench_ln.models.recognition import as_batchnorm, differences, fitting, nearest
+from robustbench_ln.models.recognition import differences, fitting, nearest, with_norms
 from robustbench_ln.models.zoo import load_hf_hub, load_timm, load_torchvision
-from robustbench_ln.norms.convert import convert_to_localnorm
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,7 @@ def load_model(
         spec: a file of any suffix (of torch.save, safetensors, TorchScript, torch.export, ONNX, a tar archive of one),
             the index of a sharded checkpoint or a folder with one, ``torchvision:NAME``, ``timm:NAME``,
             ``hf-hub:OWNER/NAME``, ``python:package.module:factory``, ``demo:bn`` or ``demo:ln``.
-        arch: architecture of a file: a name in `ARCHITECTURES` or ``package.module:factory``, called with
+        arch: architecture of a file: a name that `find_architecture` knows or ``package.module:factory``, called with
             ``num_classes=``; recognised from keys and shapes without it.
         trust: read files that can run code when read.
         ema: take the averaged copy of the weights (EMA, SWA) of a file, or, if False, the plain one; None takes the
@@ -199,41 +207,51 @@ def _preprocessing(
 
 def _from_table(path: Path, found: list[Checkpoint], arch: str | None) -> _Built:
     """A network of the table: that of the name, or the one that the keys and shapes fit."""
-    plain: list[tuple[Checkpoint, Shapes]] = [(one, as_batchnorm(shapes_of(one.tensors))[0]) for one in found]
+    shapes = [shapes_of(one.tensors) for one in found]
     if arch is not None:
-        for one, shapes in plain:
-            match = ARCHITECTURES[arch].guess(shapes)
-            if match.shapes() == shapes:
+        row = find_architecture(arch)
+        for one, its_shapes in zip(found, shapes, strict=True):
+            match = row.fit(its_shapes)
+            if match is not None:
                 return _built(match, one, "--arch")
-        shapes = _likeliest([shapes for _, shapes in plain])
-        raise _does_not_fit(arch, ARCHITECTURES[arch].guess(shapes).shapes(), shapes)
+        likeliest = _likeliest(shapes)
+        raise _does_not_fit(arch, row.guess(likeliest).shapes(), likeliest)
     warnings: tuple[str, ...] = ()
-    # Only a name of the table: a file must not be able to name code to run.
     said = found[0].metadata.get("arch")
     if said is not None:
-        row = ARCHITECTURES.get(said)
-        for one, shapes in plain:
-            known = row and row.recognise(shapes)
+        named = _named(said)
+        for one, its_shapes in zip(found, shapes, strict=True):
+            known = named and named.recognise(its_shapes)
             if known:
                 return _built(known, one, "file metadata")
         warnings += (f"metadata 'arch' of the file is {said!r}, which is unknown or does not fit, and is not used",)
-    for one, shapes in plain:
-        matches = fitting(shapes)
+    for one, its_shapes in zip(found, shapes, strict=True):
+        matches = fitting(its_shapes)
         if len(matches) > 1:
-            names = [match.architecture.name for match in matches]
-            warnings += (f"the keys and shapes fit {' and '.join(names)}; taken is the simpler {names[0]}",)
+            names = [match.name for match in matches]
+            rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            warnings += (f"the keys and shapes fit {' and '.join(names[:5])}{rest}; taken is the simpler {names[0]}",)
         if matches:
             return _built(matches[0], one, "keys and shapes", warnings)
-    raise _fits_nothing(path, _likeliest([shapes for _, shapes in plain]))
+    raise _fits_nothing(path, _likeliest(shapes))
+
+
+def _named(arch: str) -> Architecture | None:
+    """An architecture that a file names. Only one that is known: a file must not be able to name code to run."""
+    try:
+        return find_architecture(arch)
+    except UsageError:
+        return None
 
 
 def _built(match: Match, checkpoint: Checkpoint, recognised: str, warnings: tuple[str, ...] = ()) -> _Built:
-    filled = _filled(match.build(), checkpoint.tensors)
+    filled = _filled(match.build(), checkpoint)
     assert filled is not None, "a match has the very keys and shapes of the checkpoint"
-    return _Built(filled, checkpoint, match.architecture.name, recognised, match.num_classes, warnings)
+    network, assumed = filled
+    return _Built(network, checkpoint, match.name, recognised, match.num_classes, warnings + assumed)
 
 
-def _likeliest(found: list[Shapes]) -> Shapes:
+def _likeliest(found: Sequence[Shapes]) -> Shapes:
     """What of it to compare with the architectures, where none fits: that of which most keys are known."""
     return max(found[:8], key=lambda shapes: near[1] if (near := nearest(shapes)) else 0)
 
@@ -246,13 +264,12 @@ def _from_factory(
     network = build_with(name, factory, assumed)
     expected = shapes_of(network.state_dict())
     for one in found:
-        shapes, _ = as_batchnorm(shapes_of(one.tensors))
-        rows = _output_rows(expected, shapes, assumed)
-        filled = _filled(network if rows == assumed else build_with(name, factory, rows), one.tensors)
+        rows = _output_rows(expected, as_batchnorm(expected, shapes_of(one.tensors)), assumed)
+        filled = _filled(network if rows == assumed else build_with(name, factory, rows), one)
         if filled is not None:
-            return _Built(filled, one, name, "--arch")
-    shapes, _ = as_batchnorm(shapes_of(found[0].tensors))
-    rows = _output_rows(expected, shapes, assumed)
+            return _Built(filled[0], one, name, "--arch", warnings=filled[1])
+    shapes = shapes_of(found[0].tensors)
+    rows = _output_rows(expected, as_batchnorm(expected, shapes), assumed)
     if rows != assumed:
         expected = shapes_of(build_with(name, factory, rows).state_dict())
     raise _does_not_fit(name, expected, shapes)
@@ -267,30 +284,29 @@ def _output_rows(expected: Shapes, found: Shapes, classes: int) -> int:
     return classes
 
 
-def _filled(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module | None:
-    """`network` with these weights, turned into LocalNorm where they are; None where keys or shapes differ."""
+def _filled(network: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, tuple[str, ...]] | None:
+    """`network` with these weights and the norm layers that they are of, and warnings; None where they do not fit."""
+    tensors = checkpoint.tensors
     shapes = shapes_of(tensors)
-    if shapes_of(network.state_dict()) != shapes:
-        plain, groups = as_batchnorm(shapes)
-        if groups is None or shapes_of(network.state_dict()) != plain:
-            return None
-        network = convert_to_localnorm(network, groups)
+    form = norm_form(shapes_of(network.state_dict()), shapes)
+    if form is None:
+        return None
+    network, warnings = with_norms(network, form, shapes, checkpoint.metadata)
     own = network.state_dict()
     # Old files lack num_batches_tracked, which nothing in eval() reads.
     state = OrderedDict((key, tensors.get(key, torch.zeros_like(value))) for key, value in own.items())
     # Versions of the modules, which some modules ask for.
     state._metadata = own._metadata  # type: ignore[attr-defined]
     network.load_state_dict(state)
-    return network
+    return network, warnings
 
 
 def _does_not_fit(arch: str, expected: Shapes, found: Shapes) -> InputError:
     matches = fitting(found)
-    near = nearest(found)
+    near = None if matches else nearest(found)
+    hint = f"--arch {near[0].name} is nearest; {_OWN}" if near else _OWN
     if matches:
-        hint = f"--arch {matches[0].architecture.name}"
-    else:
-        hint = f"--arch {near[0].architecture.name} is nearest; {_OWN}" if near else _OWN
+        hint = f"--arch {matches[0].name}"
     return InputError(f"checkpoint does not fit {arch}", found=differences(expected, found), hint=hint)
 
 
@@ -305,9 +321,9 @@ def _fits_nothing(path: Path, shapes: Shapes) -> InputError:
             what, found=f"{len(shapes)} keys, first {', '.join(list(shapes)[:5])}", hint=f"--arch NAME, {_OWN}"
         )
     match, common = near
-    name, expected = match.architecture.name, match.shapes()
+    name, expected = match.name, match.shapes()
     where = differences(expected, shapes)
-    if common == len(shapes):
+    if common == len(as_batchnorm(expected, shapes)):
         return InputError(
             f"{path.name} holds a part of a network only",
             found=f"{common} of the {len(expected)} keys of {name}: {where}",
@@ -332,7 +348,7 @@ def build_network(arch: str, *, num_classes: int) -> nn.Module:
     """A new network with random weights, in train().
 
     Args:
-        arch: a name in `ARCHITECTURES` or ``package.module:factory``.
+        arch: a name that `find_architecture` knows or ``package.module:factory``.
         num_classes: number of logits.
 
     Raises:
@@ -340,13 +356,12 @@ def build_network(arch: str, *, num_classes: int) -> nn.Module:
         InputError: a factory that fails.
     """
     factory = _factory(arch)
-    return ARCHITECTURES[arch].build(num_classes) if factory is None else build_with(arch, factory, num_classes)
+    return find_architecture(arch).build(num_classes) if factory is None else build_with(arch, factory, num_classes)
 
 
 def _factory(arch: str) -> Callable[..., object] | None:
-    """The user's factory, or None for an architecture of the table."""
-    if ":" in arch:
+    """The user's factory, or None for an architecture that is known by name."""
+    if ":" in arch and not arch.startswith(timm_zoo.PREFIX):
         return find_factory(arch)
-    if arch not in ARCHITECTURES:
-        raise unknown_name("architecture", arch, [*ARCHITECTURES, "package.module:factory"])
+    find_architecture(arch)
     return None
