@@ -273,6 +273,16 @@ def test_networks_of_the_hub_load_with_their_preprocessing_and_then_offline_from
     assert offline[:3] == [tiny, pickled, of_timm]
     assert [one["code"] for one in offline[3:]] == [5, 5]
     assert "LNBENCH_OFFLINE forbids" in offline[4]["error"]
-    online = load("http://127.0.0.1:9", HF_HUB_CACHE=str(tmp_path / "other"))
-    assert {one["code"] for one in online} == {5}
-    assert "cannot be downloaded" in online[0]["error"]
+
+
+def test_a_hub_that_does_not_answer_is_a_resource_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm")
+    hub = pytest.importorskip("huggingface_hub")
+
+    def no_answer(*_: Any, **__: Any) -> str:
+        raise ConnectionError("the network is down")
+
+    monkeypatch.delenv("LNBENCH_OFFLINE")
+    monkeypatch.setattr(hub, "hf_hub_download", no_answer)  # its own retries take half a minute
+    with pytest.raises(ResourceError, match=r"cannot be downloaded\nfound: ConnectionError: the network is down"):
+        load_model("timm:resnet18")
