@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -55,14 +56,21 @@ def write_cli_reference(_: Sphinx) -> None:
     """Write one section a command: what it does, examples, arguments and options by panel."""
     root: Any = get_command(commands)
     parts = [HEAD, "## lnbench\n", f"{root.help}\n", *option_tables(root, commands.registered_callback.callback)]
-    for info in commands.registered_commands:
-        command = root.commands[info.name]
-        parts += [f"## lnbench {info.name}\n", *described(command), usage(command)]
-        parts += option_tables(command, info.callback)
+    for name, command, function in walk("lnbench", commands, root):
+        parts += [f"## {name}\n", *described(command), usage(name, command)]
+        parts += option_tables(command, function)
     text = "\n".join(parts)
     # Only when it changed, so that an incremental build stays incremental.
     if not REFERENCE.exists() or REFERENCE.read_text(encoding="utf-8") != text:
         REFERENCE.write_text(text, encoding="utf-8")
+
+
+def walk(name: str, app: Any, group: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Full name, command and function of every command, groups first and then what is in them."""
+    for info in app.registered_commands:
+        yield f"{name} {info.name}", group.commands[info.name], info.callback
+    for info in app.registered_groups:
+        yield from walk(f"{name} {info.name}", info.typer_instance, group.commands[info.name])
 
 
 def described(command: Any) -> list[str]:
@@ -76,13 +84,13 @@ def is_argument(parameter: Any) -> bool:
     return parameter.param_type_name == "argument"
 
 
-def usage(command: Any) -> str:
+def usage(name: str, command: Any) -> str:
     arguments = [
         name_of(parameter) if parameter.required else f"[{name_of(parameter)}]"
         for parameter in command.params
         if is_argument(parameter)
     ]
-    return f"Usage: `{' '.join(['lnbench', command.name, '[OPTIONS]', *arguments])}`\n"
+    return f"Usage: `{' '.join([name, '[OPTIONS]', *arguments])}`\n"
 
 
 def name_of(parameter: Any) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from robustbench_ln._version import __version__
     from robustbench_ln.api import evaluate
+    from robustbench_ln.corruptions import corrupt
     from robustbench_ln.data import ArrayDataset, Dataset, open_dataset
     from robustbench_ln.errors import LnbenchError
     from robustbench_ln.models import Classifier, load_model, save_model
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "__version__": "_version",
     "evaluate": "api",
+    "corrupt": "corruptions",
     "ArrayDataset": "data",
     "Dataset": "data",
     "open_dataset": "data",
@@ -66,6 +68,7 @@ __all__ = [
     "Results",
     "__version__",
     "convert_to_localnorm",
+    "corrupt",
     "evaluate",
     "load_model",
     "load_results",

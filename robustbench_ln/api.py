@@ -37,6 +37,11 @@ def evaluate(
     sigma: str | float | Sequence[float] | None = None,
     preset: str | None = None,
     range: str = "clip",
+    corruption: str | Iterable[str] | None = None,
+    severity: str | int | Sequence[int] = "1:5",
+    suite: str | None = None,
+    frost_textures: str | Path | None = None,
+    jpeg_parity: bool = False,
     modes: str | Iterable[str] | None = None,
     group_size: int | None = None,
     repeats: int = 1,
@@ -58,19 +63,24 @@ def evaluate(
     out: str | Path | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> Results:
-    """Measure accuracy under noise, for every evaluation mode, on the same degraded images.
+    """Measure accuracy under noise and corruption, for every evaluation mode, on the same degraded images.
 
     Args:
         model: what ``--model`` takes (a file, ``demo:bn``, ``torchvision:resnet18``, ``timm:resnet18``,
             ``python:package.module:factory``), a module that returns logits, or several of them.
         data: what ``--data`` takes (``demo``, ``cifar10``, ``imagefolder:DIR``, ``npz:FILE``), or a data set.
-        noise: names with or without a grid (``"agn,mbn=0:0.5:0.1"``); ``agn`` when left out.
+        noise: names with or without a grid (``"agn,mbn=0:0.5:0.1"``); ``agn`` when no corruption is named either.
         sigma: grid of the noises without one (``"0:3:0.25"``, a number, or numbers).
         preset: a named set of noises, grids and range policy instead.
         range: what happens to noisy values outside [0, 1]: ``clip``, ``rescale`` or ``none``.
+        corruption: names of the suite, ``all``, ``common`` (the 15 of mCE) or ``extra``.
+        severity: of corruptions, each 1 to 5 (``"1:5"``, ``"1,3,5"``, a number, or numbers).
+        suite: whose constants (``cifar10-c``, or a YAML file); the one nearest in size when left out.
+        frost_textures: folder with the original frost textures; else an installed package's, else procedural ones.
+        jpeg_parity: send corrupted images through JPEG of quality 85, as the files of ImageNet-C were.
         modes: names, or ``all``; the network's default modes when left out.
         group_size: M, images that share statistics, for batch modes that name none.
-        repeats: how often the pixels of each noisy condition are redrawn.
+        repeats: how often the pixels of each random condition are redrawn.
         seed: of everything random, at least 0.
         limit: score only the first images of the shuffled order.
         batch_size: images computed at once; changes no number.
@@ -105,6 +115,11 @@ def evaluate(
             sigma=sigma,
             preset=preset,
             range=range,
+            corruption=corruption,
+            severity=severity,
+            suite=suite,
+            frost_textures=frost_textures,
+            jpeg_parity=jpeg_parity,
             modes=modes,
             group_size=group_size,
             repeats=repeats,

@@ -144,7 +144,9 @@ def _run_condition(plan: Plan, condition: Condition, tasks: list[_Task]) -> Iter
 
 def _degraded(plan: Plan, condition: Condition, indices: np.ndarray, ranges: Ranges | None) -> Tensor:
     images = plan.dataset.read(indices).to(plan.device)
-    return degrade(images, condition, torch.from_numpy(indices), plan.seed, ranges)
+    return degrade(
+        images, condition, torch.from_numpy(indices), plan.seed, ranges, suite=plan.suite, textures=plan.textures
+    )
 
 
 def find_ranges(plan: Plan, condition: Condition) -> Ranges:

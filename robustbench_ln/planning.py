@@ -7,20 +7,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustbench_ln.corruptions import (
-    KERNEL_VERSION,
-    ImageRng,
-    load_preset,
-    parse_noises,
-    plan_conditions,
-    to_float,
-)
+from robustbench_ln.corruptions import KERNEL_VERSION, FrostTextures, ImageRng, Suite, plan_degradations, to_float
 from robustbench_ln.data import Dataset, open_dataset
 from robustbench_ln.errors import InputError, UsageError, unknown_name
 from robustbench_ln.models import (
@@ -37,7 +31,6 @@ from robustbench_ln.results import Manifest, row_key
 from robustbench_ln.types import Condition, DataInfo, ModelInfo
 
 PROBE_IMAGES = 512
-DEFAULT_NOISES = ("agn",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +62,8 @@ class Plan:
         batch_size: images computed at once; changes no number.
         device: where the forward passes run.
         manifest: what a run folder records.
+        suite: whose constants corruptions have.
+        textures: of frost; None where there is none among the conditions.
         keep_predictions: whether every image's class and confidence are kept.
     """
 
@@ -81,6 +76,8 @@ class Plan:
     batch_size: int
     device: str
     manifest: Manifest
+    suite: Suite
+    textures: FrostTextures | None = None
     keep_predictions: bool = True
 
     def key(self, model: PlannedModel, condition: Condition, mode: Schedule) -> str:
@@ -88,7 +85,13 @@ class Plan:
         digest = model.info.id.rpartition("@")[2]
         manifest = self.manifest
         where = (manifest.data.sha256, manifest.seed, manifest.limit, manifest.precision)
-        return row_key([KERNEL_VERSION, *where, digest, mode.identity, condition.to_dict(), self.keep_predictions])
+        what = (mode.identity, condition.to_dict(), self._textures_of(condition), self.keep_predictions)
+        return row_key([KERNEL_VERSION, *where, digest, *what])
+
+    def _textures_of(self, condition: Condition) -> str:
+        """Digest of the textures that a condition's pixels depend on; empty for most."""
+        used = condition.kind == "corruption" and self.suite[condition.name].uses_textures
+        return self.textures.sha256 if used and self.textures is not None else ""
 
 
 def visiting_order(seed: int, n: int) -> Tensor:
@@ -122,6 +125,11 @@ def plan_run(
     sigma: str | float | Sequence[float] | None = None,
     preset: str | None = None,
     range: str = "clip",
+    corruption: str | Iterable[str] | None = None,
+    severity: str | int | Sequence[int] = "1:5",
+    suite: str | None = None,
+    frost_textures: str | Path | None = None,
+    jpeg_parity: bool = False,
     modes: str | Iterable[str] | None = None,
     group_size: int | None = None,
     repeats: int = 1,
@@ -147,8 +155,20 @@ def plan_run(
         UsageError: a name or number that is none, or a mode that none of the models can run.
         InputError: a model or data set that cannot be used.
     """
-    conditions, names = _check_words(noise, sigma, preset, range, modes, repeats, group_size)
-    _check_numbers(seed=seed, limit=limit, batch_size=batch_size, group_size=group_size)
+    degradations = plan_degradations(
+        noise=noise,
+        sigma=sigma,
+        preset=preset,
+        range=range,
+        corruption=corruption,
+        severity=severity,
+        suite=suite,
+        frost_textures=frost_textures,
+        jpeg_parity=jpeg_parity,
+        repeats=repeats,
+    )
+    names = _mode_names(modes, group_size)
+    check_numbers(seed=seed, limit=limit, batch_size=batch_size, group_size=group_size)
     fixed = parse_normalize(normalize)
     target = choose_device(device)
 
@@ -173,6 +193,9 @@ def plan_run(
     )
     order = visiting_order(seed, len(dataset))
     warnings = list(dataset.warnings)
+    made = degradations.for_images(dataset.image_size)
+    conditions, textures = (Condition(), *made.conditions), made.textures
+    warnings += made.warnings
     probe = _probe_images(dataset, order)
     planned: list[PlannedModel] = []
     skipped: list[str] = []
@@ -194,10 +217,10 @@ def plan_run(
             if refusal:
                 skipped.append(f"{info.id}: mode {mode.name} is skipped, {refusal}")
                 continue
-            made = schedule(mode, norms, len(dataset))
-            schedules.append(made)
-            if made.warning:
-                warnings.append(f"{info.id}: {made.warning}")
+            cut = schedule(mode, norms, len(dataset))
+            schedules.append(cut)
+            if cut.warning:
+                warnings.append(f"{info.id}: {cut.warning}")
         if len(dataset.classes) < info.num_classes:
             warnings.append(f"{info.id} has {info.num_classes} logits, the data has {len(dataset.classes)} classes")
         planned.append(PlannedModel(info, classifier.to(target), _without_twins(schedules)))
@@ -211,10 +234,12 @@ def plan_run(
         dataset.sha256,
         len(dataset),
         len(dataset.classes),
+        frost=textures.kind if textures else None,
+        frost_sha256=textures.sha256 if textures else None,
         image_size=dataset.image_size,
         geometry=dataset.geometry,
     )
-    ran = dict.fromkeys(made.mode.name for one in planned for made in one.schedules)
+    ran = dict.fromkeys(cut.mode.name for one in planned for cut in one.schedules)
     manifest = Manifest(
         data=info_,
         seed=seed,
@@ -224,44 +249,40 @@ def plan_run(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         models=tuple(one.info for one in planned),
         modes=tuple(ran),
-        conditions=tuple(conditions),
+        conditions=conditions,
         warnings=tuple(dict.fromkeys(warnings + skipped)),
     )
     scored = len(dataset) if limit is None else limit
     return Plan(
-        tuple(planned), dataset, tuple(conditions), order, scored, seed, batch_size, target, manifest, predictions
+        tuple(planned),
+        dataset,
+        conditions,
+        order,
+        scored,
+        seed,
+        batch_size,
+        target,
+        manifest,
+        made.suite,
+        textures,
+        predictions,
     )
 
 
-def _check_words(
-    noise: str | Iterable[str] | None,
-    sigma: str | float | Sequence[float] | None,
-    preset: str | None,
-    range_policy: str,
-    modes: str | Iterable[str] | None,
-    repeats: int,
-    group_size: int | None,
-) -> tuple[list[Condition], list[str] | None]:
-    """Conditions and mode names, with everything that can be checked from words alone."""
-    if preset is not None:
-        if noise is not None or sigma is not None:
-            raise UsageError("a preset brings its own noises and grids", found="--noise or --sigma", hint="one of them")
-        chosen = load_preset(preset)
-        conditions = plan_conditions(chosen.requests, range_policy=chosen.range_policy, repeats=repeats)
-    else:
-        requests = parse_noises(DEFAULT_NOISES if noise is None else noise, sigma)
-        conditions = plan_conditions(requests, range_policy=range_policy, repeats=repeats)
+def _mode_names(modes: str | Iterable[str] | None, group_size: int | None) -> list[str] | None:
+    """The modes asked for, checked as far as words go; None for each network's own."""
     if modes is None:
-        return conditions, None
+        return None
     texts = [modes] if isinstance(modes, str) else list(modes)
     names = list(dict.fromkeys(name.strip() for text in texts for name in text.split(",")))
     for name in names:
         if name != "all":
             parse_mode(name, group_size=group_size)
-    return conditions, names
+    return names
 
 
-def _check_numbers(*, seed: int, limit: int | None, batch_size: int, group_size: int | None) -> None:
+def check_numbers(*, seed: int, limit: int | None, batch_size: int, group_size: int | None = None) -> None:
+    """Raise UsageError for a number below the least that makes sense."""
     for option, value, least in (
         ("--seed", seed, 0),
         ("--limit", limit, 1),

@@ -30,6 +30,7 @@ class Condition:
         suite: whose constants a corruption has (``cifar10-c``); empty for clean and noise.
         range: what happens to noisy values outside [0, 1]: ``clip``, ``rescale`` or ``none``.
         repeat: which redraw of the random numbers, from 0.
+        jpeg_parity: whether the corrupted image went through JPEG of quality 85, as the files of ImageNet-C did.
     """
 
     name: str = "clean"
@@ -37,6 +38,7 @@ class Condition:
     suite: str = ""
     range: str = "clip"
     repeat: int = 0
+    jpeg_parity: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -54,12 +56,20 @@ class Condition:
             "range": self.range,
             "suite": self.suite or None,
             "repeat": self.repeat,
+            "jpeg_parity": self.jpeg_parity,
         }
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Condition:
         """The inverse of :meth:`to_dict`; ``kind`` is derived and ignored."""
-        return cls(value["name"], float(value["level"]), value["suite"] or "", value["range"], value["repeat"])
+        return cls(
+            value["name"],
+            float(value["level"]),
+            value["suite"] or "",
+            value["range"],
+            value["repeat"],
+            value.get("jpeg_parity", False),
+        )
 
     def __str__(self) -> str:
         if self.kind == "clean":
@@ -69,6 +79,8 @@ class Condition:
             parts.append(self.range)
         if self.repeat:
             parts.append(f"repeat {self.repeat}")
+        if self.jpeg_parity:
+            parts.append("jpeg 85")
         return ", ".join(parts)
 
 
@@ -115,6 +127,7 @@ class DataInfo:
         classes: number of classes in the data.
         pixels: ``regenerated`` when lnbench degrades the images, ``published`` for files of a published set.
         frost: ``procedural`` or ``original`` where frost was used, else None.
+        frost_sha256: digest of the frost textures; None where none were used.
         image_size: height and width at evaluation.
         geometry: how images were brought to that size.
     """
@@ -126,6 +139,7 @@ class DataInfo:
     classes: int
     pixels: str = "regenerated"
     frost: str | None = None
+    frost_sha256: str | None = None
     image_size: tuple[int, int] = (0, 0)
     geometry: str = "as stored"
 

@@ -331,3 +331,59 @@ def test_real_checkpoints_are_recognised_with_their_preprocessing(
     assert document["models"][0]["arch"] == file.partition("-")[0]
     assert document["models"][0]["mean"] == pytest.approx([0.485, 0.456, 0.406])
     assert abs(document["rows"][0]["accuracy"] - right) < 0.07
+
+
+def test_corruptions_are_evaluated_written_and_drawn(desk: Path) -> None:
+    done = lnbench(
+        *("eval", "--model", "bn.pt", "--data", "npz:data.npz", "--corruption", "fog,contrast", "--severity", "1,3"),
+        *("--limit", "20", "--modes", "bn", "--out", "corrupted", "--json"),
+        cwd=desk,
+    )
+    rows = json.loads(done.stdout)["rows"]
+    assert [(row["condition"]["name"], row["condition"]["level"]) for row in rows] == [
+        ("clean", 0),
+        ("fog", 1),
+        ("fog", 3),
+        ("contrast", 1),
+        ("contrast", 3),
+    ]
+    assert all(row["condition"]["suite"] == "cifar10-c" for row in rows[1:])
+    lnbench("corrupt", "--data", "npz:data.npz", "--corruption", "fog", "--out", "fog.npz", cwd=desk)
+    with np.load(desk / "fog.npz") as archive:
+        assert archive["fog/5"].shape == (60, 16, 16, 3)
+    lnbench("preview", "--corruption", "fog,contrast", "--out", "sheet.png", cwd=desk)
+    assert (desk / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("eval", "--model", "missing.pt", "--corruption", "glas_blur"), 2, "glass_blur"),
+        (("eval", "--model", "missing.pt", "--corruption", "all", "--severity", "0:5"), 2, "1:5"),
+        (("eval", "--model", "demo:bn", "--corruption", "all", "--suite", "bad.yaml"), 3, "line 4"),
+        (("eval", "--model", "demo:bn", "--corruption", "frost", "--frost-textures", "."), 3, "frost1.png"),
+        (("corrupt", "--corruption", "fog", "--out", "data.npz"), 3, "another --out"),
+        (("corrupt", "--corruption", "fog", "--layout", "zip", "--out", "x"), 2, "npz"),
+        (("corrupt", "--data", "npz:grey.npz", "--out", "x.npz"), 3, "RGB"),
+        (("preview", "--image", "data.npz"), 3, "not an image"),
+        (("preview", "--out", "sheet.bmp"), 2, ".png"),
+        (("bench", "corruptions", "--repeats", "1"), 2, "3 or more"),
+        (("bench", "corruptions", "--peer", "/no/such/python"), 5, "--peer"),
+    ],
+)
+def test_what_is_wrong_with_corruptions_is_said_in_three_lines(
+    desk: Path, arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    (desk / "bad.yaml").write_text(
+        "description: x\nsize: 32\ncorruptions:\n  soft: {kernel: blur.gaussian_blur, family: blur, sigmas: 1}\n"
+    )
+    np.savez(desk / "grey.npz", images=np.zeros((4, 8, 8), np.uint8), labels=np.zeros(4, np.int64))
+    assert says in error_of(lnbench(*arguments, cwd=desk, check=code))
+
+
+def test_the_benchmark_prints_its_rows_as_json(desk: Path) -> None:
+    done = lnbench("bench", "corruptions", "--corruption", "contrast,pixelate", "--size", "32", "--json", cwd=desk)
+    document = json.loads(done.stdout)
+    assert [row["corruption"] for row in document["rows"]] == ["contrast", "pixelate"]
+    assert all(row["images_per_second"] > 0 and row["peer"] is None for row in document["rows"])
+    assert document["geometric_means"][0]["corruptions"] == 2

@@ -21,7 +21,7 @@ from robustbench_ln.corruptions import (
     load_preset,
     parse_grid,
     parse_noises,
-    plan_conditions,
+    plan_noises,
     to_float,
 )
 from robustbench_ln.corruptions.rng import poisson_cdf
@@ -315,19 +315,18 @@ def test_a_bad_noise_is_refused_with_a_way_out(noises: str, sigma: str | None, s
     assert says in str(error.value)
 
 
-def test_conditions_start_with_clean_and_redraw_only_what_is_random() -> None:
-    planned = plan_conditions(parse_noises("agn", "0,1"), range_policy="none", repeats=3)
-    assert planned[0] == Condition()
-    assert [(c.level, c.repeat) for c in planned[1:]] == [(0.0, 0), (1.0, 0), (1.0, 1), (1.0, 2)]
-    assert all(c.range == "none" for c in planned[1:])
+def test_only_what_is_random_is_redrawn() -> None:
+    planned = plan_noises(parse_noises("agn", "0,1"), range_policy="none", repeats=3)
+    assert [(c.level, c.repeat) for c in planned] == [(0.0, 0), (1.0, 0), (1.0, 1), (1.0, 2)]
+    assert all(c.range == "none" for c in planned)
     with pytest.raises(UsageError):
-        plan_conditions([], range_policy="clamp")
+        plan_noises([], range_policy="clamp")
 
 
 @pytest.mark.parametrize("name", list_presets())
 def test_every_preset_names_known_noises_within_their_bounds(name: str) -> None:
     preset = load_preset(name)
-    assert plan_conditions(preset.requests, range_policy=preset.range_policy)
+    assert plan_noises(preset.requests, range_policy=preset.range_policy)
     assert preset.description
 
 

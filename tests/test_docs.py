@@ -15,7 +15,8 @@ from typer.main import get_command
 
 from robustbench_ln.cli.app import app
 from robustbench_ln.cli.list import _KINDS as LIST_KINDS
-from robustbench_ln.corruptions import NOISES, list_presets, parse_noises
+from robustbench_ln.corruptions import NOISES, list_presets, list_suites, load_suite, parse_noises
+from robustbench_ln.corruptions.conditions import parse_corruptions
 from robustbench_ln.data import DATASETS
 from robustbench_ln.models import PREPROCESSINGS
 from robustbench_ln.norms import EVAL_MODES, parse_mode
@@ -50,7 +51,8 @@ def command_lines(text: str) -> Iterator[str]:
 
 def help_examples() -> Iterator[str]:
     """The examples that the commands' own help shows."""
-    for info in app.registered_commands:
+    apps = [app, *(info.typer_instance for info in app.registered_groups)]
+    for info in (info for one in apps for info in one.registered_commands):
         yield from re.findall(r"`lnbench (.+?)`", inspect.getdoc(info.callback) or "")
 
 
@@ -66,6 +68,8 @@ def parse(line: str) -> tuple[str, dict[str, Any]]:
     """Subcommand and options of a call; an option that does not exist raises."""
     name, *arguments = shlex.split(line)
     command: Any = get_command(app).commands[name]
+    if hasattr(command, "commands"):
+        command = command.commands[arguments.pop(0)]
     context = command.make_context(name, [], resilient_parsing=True)
     context.resilient_parsing = False  # it was only for making a context without arguments
     options, rest, _ = command.make_parser(context).parse_args(list(arguments))
@@ -85,6 +89,8 @@ def test_a_documented_command_can_be_typed(page: str, line: str):
             assert mode == "all" or parse_mode(mode)
     if options.get("noise") and not line.endswith("--noise ang"):  # the misspelt one shows the error
         assert parse_noises(options["noise"], options.get("sigma"))
+    if options.get("corruption"):
+        assert "--suite" in line or parse_corruptions(options["corruption"], load_suite("cifar10-c"))
     assert options.get("preset") in (None, *list_presets())
     assert options.get("range") in (None, *RANGES)
     kind = (options.get("data") or "demo").partition(":")[0]
@@ -107,6 +113,7 @@ def test_a_command_that_does_not_exist_is_found(line: str):
     ("page", "names"),
     [
         ("README.md", [*EVAL_MODES, *NOISES]),
+        ("docs/corruptions.md", [*load_suite("cifar10-c").corruptions, *list_suites()]),
         ("docs/modes.md", [*EVAL_MODES]),
         ("docs/noises.md", [*NOISES, *RANGES, *list_presets()]),
         ("docs/data.md", [*DATASETS]),

@@ -621,3 +621,109 @@ def test_data_that_changes_during_the_run_is_noticed(tmp_path: Path) -> None:
             normalize="none",
             on_event=change,
         )
+
+
+# Corruptions
+
+
+@pytest.fixture(scope="module")
+def corrupted() -> Results:
+    return corrupted_run()
+
+
+def corrupted_run(**options: Any) -> Results:
+    given = {"corruption": "glass_blur,frost,contrast", "severity": "2,5", "modes": "bn,dynbn-batch:16", **options}
+    return evaluate(random_network(), toy_data(40, size=32), normalize="half", device="cpu", **given)
+
+
+def test_corruptions_run_without_noise_and_beside_it(corrupted: Results) -> None:
+    names = {row.condition.name for row in corrupted.rows}
+    assert names == {"clean", "glass_blur", "frost", "contrast"}
+    assert {row.condition.suite for row in corrupted.rows} == {"", "cifar10-c"}
+    both = corrupted_run(corruption="contrast", severity=1, noise="agn", sigma="0.5", modes="bn")
+    assert [row.condition.name for row in both.rows] == ["clean", "agn", "contrast"]
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 7}, {"workers": 2}, {"threads": 2}])
+def test_corrupted_rows_do_not_depend_on_how_they_are_computed(options: dict[str, Any], corrupted: Results) -> None:
+    other = corrupted_run(**options)
+    assert numbers(other) == numbers(corrupted)
+    assert close(other, corrupted)
+
+
+def test_a_limited_corrupted_run_keeps_its_pixels(corrupted: Results) -> None:
+    limited = corrupted_run(limit=10)
+    for one, other in zip(limited.document.rows, corrupted.document.rows, strict=True):
+        assert one.fingerprint == other.fingerprint
+
+
+def test_frost_says_whose_textures_it_used(corrupted: Results, tmp_path: Path) -> None:
+    data = corrupted.document.data
+    assert data.pixels == "regenerated"
+    assert data.frost in ("procedural", "original")
+    assert (data.frost == "procedural") == any("procedural textures" in text for text in corrupted.warnings)
+    plain = corrupted_run(corruption="contrast", out=tmp_path / "run")
+    assert plain.document.data.frost is None
+    grown = corrupted_run(corruption="frost", out=tmp_path / "run")
+    assert grown.document.data.frost == data.frost
+
+
+def test_other_textures_make_other_rows_and_need_another_folder(tmp_path: Path) -> None:
+    from PIL import Image
+
+    textures = tmp_path / "frost"
+    textures.mkdir()
+    for i, name in enumerate(("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")):
+        pixels = np.random.default_rng(i).integers(0, 256, (240, 250, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(textures / name)
+    mine = corrupted_run(corruption="frost", frost_textures=textures, out=tmp_path / "run")
+    assert mine.document.data.frost == "original"
+    Image.fromarray(np.zeros((240, 250, 3), np.uint8)).save(textures / "frost1.png")
+    with pytest.raises(UsageError, match="frost textures"):
+        corrupted_run(corruption="frost", frost_textures=textures, out=tmp_path / "run")
+    (textures / "frost2.png").unlink()
+    with pytest.raises(InputError, match=r"frost2\.png"):
+        corrupted_run(corruption="frost", frost_textures=textures)
+
+
+def test_a_size_that_is_not_the_suites_is_marked() -> None:
+    results = corrupted_run(corruption="contrast", severity=1, modes="bn", suite="imagenet-c")
+    assert any("not comparable with published figures" in text for text in results.warnings)
+    assert not any("constants of" in text for text in corrupted_run(corruption="contrast", severity=1).warnings)
+
+
+def test_jpeg_parity_is_part_of_a_condition(tmp_path: Path) -> None:
+    options = {"corruption": "contrast", "severity": 1, "modes": "bn", "out": tmp_path / "run"}
+    corrupted_run(**options)
+    both = corrupted_run(**options, jpeg_parity=True)
+    marks = {row.fingerprint for row in both.document.rows if row.condition.name == "contrast"}
+    assert len(marks) == 2
+
+
+def test_a_changed_suite_is_another_suite(tmp_path: Path) -> None:
+    suite = tmp_path / "mine.yaml"
+    text = "description: x\nsize: 32\ncorruptions:\n  soft: {kernel: blur.gaussian_blur, family: blur, sigma: %s}\n"
+    names = []
+    for sigma in (1, 2):
+        suite.write_text(text % sigma)
+        options = {"corruption": "soft", "severity": 1, "modes": "bn", "suite": str(suite), "out": tmp_path / "run"}
+        names.append({row.condition.suite for row in corrupted_run(**options).rows if row.condition.suite})
+    assert len(names[0]) == 1
+    assert len(names[1]) == 2
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"corruption": "fogg"},
+        {"severity": "0:5"},
+        {"suite": "mnist-c"},
+        {"corruption": None, "suite": "cifar10-c"},
+        {"corruption": None, "jpeg_parity": True},
+        {"sigma": "0.5"},
+    ],
+)
+def test_bad_words_about_corruptions_are_refused_before_any_file_is_read(bad: dict[str, Any]) -> None:
+    options = {"corruption": "all", **bad}
+    with pytest.raises(UsageError):
+        plan_run("missing.pt", "imagefolder:missing", **options)

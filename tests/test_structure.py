@@ -22,21 +22,25 @@ RANKS = {
     "types": 0,
     "errors": 0,
     "_version": 0,
-    "corruptions": 1,
-    "norms": 1,
-    "data": 1,
-    "metrics": 1,
-    "models": 2,  # may use norms
-    "results": 2,  # may use metrics
-    "planning": 3,
-    "evaluation": 4,
-    "training": 4,
-    "inspection": 4,
-    "reports": 4,
-    "api": 5,
-    ROOT: 6,  # the package's own __init__, the names that users import
-    "cli": 7,
-    "__main__": 8,
+    "yaml_files": 1,
+    "corruptions": 2,
+    "norms": 2,
+    "data": 2,
+    "metrics": 2,
+    "models": 3,  # may use norms
+    "results": 3,  # may use metrics
+    "planning": 4,
+    "evaluation": 5,
+    "training": 5,
+    "inspection": 5,
+    "corrupting": 5,
+    "previewing": 5,
+    "benchmarks": 5,
+    "reports": 5,
+    "api": 6,
+    ROOT: 7,  # the package's own __init__, the names that users import
+    "cli": 8,
+    "__main__": 9,
 }
 
 

@@ -12,22 +12,28 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from robustbench_ln.cli.bench import bench_app
+from robustbench_ln.cli.corrupt import corrupt_command
 from robustbench_ln.cli.eval import eval_command
 from robustbench_ln.cli.inspect import inspect_command
 from robustbench_ln.cli.list import list_command
+from robustbench_ln.cli.preview import preview_command
 from robustbench_ln.errors import LnbenchError
 
 app = typer.Typer(
     name="lnbench",
-    help="Measure how robust image classifiers are: noise, normalisation modes, accuracy curves.",
+    help="Measure how robust image classifiers are: noise, corruptions, normalisation modes, accuracy curves.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("eval")(eval_command)
+app.command("corrupt")(corrupt_command)
+app.command("preview")(preview_command)
 app.command("inspect")(inspect_command)
 app.command("list")(list_command)
+app.add_typer(bench_app, name="bench")
 
 
 def _show_version(value: bool) -> None:

@@ -13,12 +13,15 @@ from robustbench_ln.cli.options import (
     BadImageOpt,
     BatchSizeOpt,
     ConfigOpt,
+    CorruptionOpt,
     CropOpt,
     DataOpt,
     DeviceOpt,
     EmaOpt,
+    FrostTexturesOpt,
     GroupSizeOpt,
     InterpolationOpt,
+    JpegParityOpt,
     JsonOpt,
     LimitOpt,
     ModelsOpt,
@@ -33,7 +36,9 @@ from robustbench_ln.cli.options import (
     RepeatsOpt,
     ResizeOpt,
     SeedOpt,
+    SeverityOpt,
     SigmaOpt,
+    SuiteOpt,
     ThreadsOpt,
     TrustOpt,
     WorkersOpt,
@@ -47,6 +52,11 @@ def eval_command(
     sigma: SigmaOpt = None,
     preset: PresetOpt = None,
     range: RangeOpt = "clip",
+    corruption: CorruptionOpt = None,
+    severity: SeverityOpt = "1:5",
+    suite: SuiteOpt = None,
+    frost_textures: FrostTexturesOpt = None,
+    jpeg_parity: JpegParityOpt = False,
     modes: ModesOpt = None,
     group_size: GroupSizeOpt = None,
     arch: ArchOpt = None,
@@ -70,7 +80,7 @@ def eval_command(
     no_predictions: NoPredictionsOpt = False,
     config: ConfigOpt = None,  # noqa: ARG001 - read before the others, as their defaults
 ) -> None:
-    """Measure accuracy under noise, for every evaluation mode.
+    """Measure accuracy under noise and corruption, for every evaluation mode.
 
     Interrupt and run again at will: finished rows are kept in the run folder, with results.json, results.csv,
     the curves as PNG and SVG, and every image's prediction.
@@ -79,6 +89,8 @@ def eval_command(
     - `lnbench eval --model demo:bn --model demo:ln --noise agn --sigma 0:3:0.25`
 
     - `lnbench eval --model ckpt.pt --data imagefolder:photos/test --noise agn,apn --noise mbn=0:0.5:0.1`
+
+    - `lnbench eval --model ckpt.pt --data cifar10 --corruption all --severity 1:5`
 
     - `lnbench eval --model ckpt.pt --data cifar10 --preset paper-fig6 --modes all --workers 2`
     """
@@ -98,6 +110,11 @@ def eval_command(
             sigma=sigma,
             preset=preset,
             range=range,
+            corruption=corruption,
+            severity=severity,
+            suite=suite,
+            frost_textures=frost_textures,
+            jpeg_parity=jpeg_parity,
             modes=modes,
             group_size=group_size,
             repeats=repeats,

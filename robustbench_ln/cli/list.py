@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json as json_module
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from robustbench_ln.cli.options import JsonOpt
 from robustbench_ln.errors import unknown_name
 
-_KINDS = ("modes", "noises", "ranges", "presets", "data", "architectures")
+if TYPE_CHECKING:
+    from robustbench_ln.corruptions import Corruption
+
+_KINDS = ("modes", "noises", "ranges", "presets", "corruptions", "suites", "data", "architectures")
 Rows = list[dict[str, str]]
 
 
@@ -18,7 +21,7 @@ def list_command(
     kind: Annotated[str, typer.Argument(help=f"One of {', '.join(_KINDS)}; all of them when left out.")] = "",
     json: JsonOpt = False,
 ) -> None:
-    """List what can be named: modes, noises, ranges, presets, data sets, architectures.
+    """List what can be named: modes, noises, ranges, presets, corruptions, suites, data sets, architectures.
 
     Examples:
     - `lnbench list modes`
@@ -55,6 +58,23 @@ def _rows(kind: str) -> Rows:
         from robustbench_ln.corruptions import list_presets, load_preset
 
         return [{"preset": name, "what it does": load_preset(name).description} for name in list_presets()]
+    if kind == "corruptions":
+        from robustbench_ln.corruptions import list_suites, load_suite
+
+        suites = {name: load_suite(name) for name in list_suites()}
+        names = dict.fromkeys(name for suite in suites.values() for name in suite.corruptions)
+        return [
+            _corruption_row(name, [suite[name] for suite in suites.values() if name in suite.corruptions])
+            for name in names
+        ]
+    if kind == "suites":
+        from robustbench_ln.corruptions import list_suites, load_suite
+
+        loaded = [load_suite(name) for name in list_suites()]
+        return [
+            {"suite": one.name, "what it is": f"{one.description}, {len(one.corruptions)} corruptions"}
+            for one in loaded
+        ]
     if kind == "data":
         from robustbench_ln.data import DATASETS
 
@@ -66,6 +86,12 @@ def _rows(kind: str) -> Rows:
     from robustbench_ln.types import RANGES
 
     return [{"range": name, "what it does": text} for name, text in RANGES.items()]
+
+
+def _corruption_row(name: str, found: list[Corruption]) -> dict[str, str]:
+    one = found[0]
+    traits = ["counts for mCE" if not one.extra else "extra", "random" if one.is_random else "deterministic"]
+    return {"corruption": name, "family": one.family, "what it is": f"{', '.join(traits)}: {one.summary}"}
 
 
 def _first_line(text: str | None) -> str:

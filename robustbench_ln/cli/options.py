@@ -16,13 +16,11 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Make the options of a YAML file the defaults of this command."""
     if path is None:
         return None
-    import yaml
+    from robustbench_ln.yaml_files import read_yaml
 
-    try:
-        # Scalars stay text, as on the command line: YAML 1.1 would read the grid 0:1:0.5 as a number to base 60.
-        content: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read {path}", found=str(error).replace("\n", " "), hint="a YAML file") from None
+    # Scalars stay text, as on the command line: YAML 1.1 would read the grid 0:1:0.5 as a number to base 60.
+    file = read_yaml(path, as_text=True)
+    content: Any = file.content or {}
     if not isinstance(content, dict):
         raise InputError(f"{path} does not hold options", found=type(content).__name__, hint="lines such as `seed: 1`")
     known = {
@@ -64,7 +62,7 @@ NoiseOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--noise",
-        help="Noises by commas, each with its own grid or the common one: agn,mbn=0:0.5:0.1. [default: agn]",
+        help="Noises by commas, with their own grid or the common one: agn,mbn=0:0.5:0.1. [default: agn, or none]",
         rich_help_panel=_WHAT,
     ),
 ]
@@ -85,6 +83,40 @@ PresetOpt = Annotated[
 RangeOpt = Annotated[
     str,
     typer.Option("--range", help="Noisy values outside [0, 1]: clip, rescale or none.", rich_help_panel=_WHAT),
+]
+CorruptionOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--corruption",
+        help="Corruptions by commas; all, common (the 15 of mCE) or extra (lnbench list corruptions).",
+        rich_help_panel=_WHAT,
+    ),
+]
+SeverityOpt = Annotated[
+    str,
+    typer.Option("--severity", help="Of corruptions: 1:5, a list, or a number.", rich_help_panel=_WHAT),
+]
+SuiteOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--suite",
+        help="Whose constants: cifar10-c, tiny-imagenet-c, imagenet-c or FILE.yaml. [default: nearest in size]",
+        rich_help_panel=_WHAT,
+    ),
+]
+FrostTexturesOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--frost-textures",
+        help="Folder with the original frost1.png ... frost5.jpg. [default: an installed package's, else procedural]",
+        rich_help_panel=_WHAT,
+    ),
+]
+JpegParityOpt = Annotated[
+    bool,
+    typer.Option(
+        "--jpeg-parity", help="Send corrupted images through JPEG quality 85, as ImageNet-C did.", rich_help_panel=_WHAT
+    ),
 ]
 ModesOpt = Annotated[
     list[str] | None,
@@ -128,7 +160,7 @@ InterpolationOpt = Annotated[
 ]
 SeedOpt = Annotated[int, typer.Option("--seed", help="Of everything random.", rich_help_panel=_RUN)]
 RepeatsOpt = Annotated[
-    int, typer.Option("--repeats", help="Redraws of each noisy condition's pixels.", rich_help_panel=_RUN)
+    int, typer.Option("--repeats", help="Redraws of each random condition's pixels.", rich_help_panel=_RUN)
 ]
 LimitOpt = Annotated[
     int | None,

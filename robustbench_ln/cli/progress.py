@@ -1,4 +1,4 @@
-"""What a run shows on stderr while it works."""
+"""What a command shows on stderr while it works."""
 
 from __future__ import annotations
 
@@ -7,34 +7,39 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from robustbench_ln.evaluation import Event, Finish, Progress, total_images
+from robustbench_ln import evaluation
+from robustbench_ln.evaluation import Event, total_images
 from robustbench_ln.planning import Plan
 
 _LINE_EVERY = 30.0  # seconds between plain lines where there is no terminal
 
 
-class Display:
-    """A progress bar with the condition and mode at work on a terminal, a plain line every 30 s elsewhere."""
+class Bars:
+    """A progress bar with what is at work on a terminal, a plain line every 30 s elsewhere.
 
-    def __init__(self, plan: Plan, folder: Path, *, quiet: bool) -> None:
-        self._total = total_images(plan)
-        self._rows = len(plan.conditions) * sum(len(one.schedules) for one in plan.models)
-        self._per_row = plan.limit
-        self._folder = folder
-        self._done = 0
+    Args:
+        total: how much there is to do.
+        unit: of what, in the plural.
+        what_is_kept: said after an interrupt, before how to go on.
+        quiet: show nothing.
+    """
+
+    def __init__(self, total: int, unit: str, *, what_is_kept: str, quiet: bool) -> None:
+        self.done: float = 0
+        self._total, self._unit, self._what_is_kept = total, unit, what_is_kept
         self._started = self._last_line = time.monotonic()
         console = Console(stderr=True)
         self._lines = not quiet and not console.is_terminal
-        self._bar = Bar(
+        self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("rows,"),
+            TextColumn(f"{unit},"),
             TimeElapsedColumn(),
             TextColumn("elapsed,"),
             TimeRemainingColumn(),
@@ -43,9 +48,9 @@ class Display:
             transient=True,
             disable=quiet or not console.is_terminal,
         )
-        self._task = self._bar.add_task("starting", total=self._rows)
+        self._task = self._bar.add_task("starting", total=total)
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
@@ -54,27 +59,31 @@ class Display:
     ) -> None:
         self._bar.stop()
         if isinstance(error, KeyboardInterrupt):
-            print(
-                f"interrupted: {self._rows_done} of {self._rows} rows are kept in {self._folder}\n"
-                f"go on with: {shlex.join(['lnbench', *sys.argv[1:]])}",
-                file=sys.stderr,
-            )
+            kept = self._what_is_kept.format(done=int(self.done), total=self._total)
+            print(f"interrupted: {kept}\ngo on with: {shlex.join(['lnbench', *sys.argv[1:]])}", file=sys.stderr)
 
-    @property
-    def _rows_done(self) -> int:
-        return int(self._done / self._per_row)
-
-    def on_event(self, event: Event) -> None:
-        """Show where the run is."""
-        if isinstance(event, Finish):
-            return
-        assert isinstance(event, Progress)
-        self._done += event.images
-        modes = ", ".join(event.modes)
-        label = f"{event.condition} ({modes})" if modes else str(event.condition)
-        self._bar.update(self._task, completed=self._done / self._per_row, description=label)
+    def advance(self, label: str, done: float) -> None:
+        """Show that `label` is at work and that so much more is done."""
+        self.done += done
+        self._bar.update(self._task, completed=self.done, description=label)
         now = time.monotonic()
         if self._lines and now - self._last_line >= _LINE_EVERY:
             self._last_line = now
-            left = (now - self._started) * (self._total - self._done) / max(self._done, 1)
-            print(f"{label}: {self._rows_done} of {self._rows} rows, about {left:.0f} s to go", file=sys.stderr)
+            left = (now - self._started) * (self._total - self.done) / max(self.done, 1e-9)
+            print(f"{label}: {int(self.done)} of {self._total} {self._unit}, about {left:.0f} s to go", file=sys.stderr)
+
+
+class Display(Bars):
+    """The progress of an evaluation, in rows."""
+
+    def __init__(self, plan: Plan, folder: Path, *, quiet: bool) -> None:
+        self._per_row = plan.limit
+        kept = f"{{done}} of {{total}} rows are kept in {str(folder).replace('{', '{{').replace('}', '}}')}"
+        super().__init__(total_images(plan) // plan.limit, "rows", what_is_kept=kept, quiet=quiet)
+
+    def on_event(self, event: Event) -> None:
+        """Show where the run is."""
+        if isinstance(event, evaluation.Progress):
+            modes = ", ".join(event.modes)
+            label = f"{event.condition} ({modes})" if modes else str(event.condition)
+            self.advance(label, event.images / self._per_row)

@@ -1,28 +1,19 @@
-"""From what a user writes (`--noise mbn=0:0.5:0.1 --sigma 0:1:0.25`) to the list of conditions of a run."""
+"""From what a user writes (`--noise mbn=0:0.5:0.1 --corruption fog --severity 1:5`) to the conditions of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
-from typing import Any
-
-import yaml
 
 from robustbench_ln.corruptions.noise import NOISES
+from robustbench_ln.corruptions.suites import SEVERITIES, Suite, constants_folder
 from robustbench_ln.errors import InputError, UsageError, unknown_name
 from robustbench_ln.types import RANGES, Condition
+from robustbench_ln.yaml_files import read_yaml
 
 DEFAULT_SIGMAS = "0:1:0.25"
 _MAX_LEVELS = 10_000
-
-
-def constants_folder() -> Path:
-    """The folder `corruptions/` with suites and presets: inside the installed package, or at the top of a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "_corruptions"
-    return inside if inside.is_dir() else package.parent / "corruptions"
 
 
 def parse_grid(text: str | float | Sequence[float], *, option: str = "--sigma") -> tuple[float, ...]:
@@ -131,10 +122,56 @@ def parse_noises(noises: str | Iterable[str], sigma: str | float | Sequence[floa
     return requests
 
 
-def plan_conditions(
-    requests: Iterable[NoiseRequest], *, range_policy: str = "clip", repeats: int = 1
-) -> list[Condition]:
-    """All conditions of a run, `clean` first.
+GROUPS = {"all": (False, True), "common": (False,), "extra": (True,)}
+"""What ``--corruption`` takes besides names (every one, those of mCE, the others), and their ``extra``."""
+
+
+def parse_corruptions(corruptions: str | Iterable[str], suite: Suite) -> list[str]:
+    """The corruptions of a suite that `--corruption` names, in the order written.
+
+    Args:
+        corruptions: names by commas; ``all``, ``common`` (those that count for mCE) or ``extra`` (the others).
+        suite: where they are looked up.
+
+    Raises:
+        UsageError: a name that is not in the suite.
+    """
+    names: dict[str, None] = {}
+    for text in [corruptions] if isinstance(corruptions, str) else corruptions:
+        for name in (name.strip() for name in text.split(",")):
+            if name in GROUPS:
+                names |= dict.fromkeys(one.name for one in suite.corruptions.values() if one.extra in GROUPS[name])
+            elif name in suite.corruptions:
+                names[name] = None
+            else:
+                raise unknown_name("corruption", name, [*GROUPS, *suite.corruptions])
+    return list(names)
+
+
+def parse_severities(text: str | int | Sequence[int]) -> tuple[int, ...]:
+    """The severities that `--severity` names: ``1:5``, ``3``, ``1,3,5``, or numbers.
+
+    Raises:
+        UsageError: a part that is no whole number from 1 to 5, or a range that runs backwards.
+    """
+    if not isinstance(text, str):
+        text = str(text) if isinstance(text, int) else ",".join(map(str, text))
+    found: dict[int, None] = {}
+    for part in text.split(","):
+        ends = [piece.strip() for piece in part.split(":")]
+        numbers = [int(end) if end in map(str, SEVERITIES) else 0 for end in ends]
+        if len(ends) > 2 or 0 in numbers or numbers[0] > numbers[-1]:
+            raise UsageError(
+                f"--severity {text!r} names no severities",
+                found=repr(part.strip()),
+                hint="1:5, a list (1,3,5) or a number",
+            )
+        found |= dict.fromkeys(range(numbers[0], numbers[-1] + 1))
+    return tuple(found)
+
+
+def plan_noises(requests: Iterable[NoiseRequest], *, range_policy: str = "clip", repeats: int = 1) -> list[Condition]:
+    """The conditions of noises.
 
     Args:
         requests: noises with their grids.
@@ -143,15 +180,34 @@ def plan_conditions(
     """
     if range_policy not in RANGES:
         raise unknown_name("range", range_policy, RANGES)
-    if repeats < 1:
-        raise UsageError("--repeats is a number of draws", found=str(repeats), hint="1 or more")
-    conditions = [Condition()]
-    for request in requests:
-        for sigma in request.sigmas:
-            # sigma 0 leaves every image as it is, so redrawing it would repeat the same row.
-            for repeat in range(repeats if sigma > 0 else 1):
-                conditions.append(Condition(request.name, sigma, range=range_policy, repeat=repeat))
-    return conditions
+    return [
+        Condition(request.name, sigma, range=range_policy, repeat=repeat)
+        for request in requests
+        for sigma in request.sigmas
+        # sigma 0 leaves every image as it is, so redrawing it would repeat the same row.
+        for repeat in range(repeats if sigma > 0 else 1)
+    ]
+
+
+def plan_corruptions(
+    names: Iterable[str], severities: Iterable[int], suite: Suite, *, repeats: int = 1, jpeg_parity: bool = False
+) -> list[Condition]:
+    """The conditions of corruptions.
+
+    Args:
+        names: corruptions of the suite.
+        severities: each from 1 to 5.
+        suite: whose constants.
+        repeats: how often the pixels of each random corruption are redrawn, at least 1.
+        jpeg_parity: whether corrupted images go through JPEG of quality 85.
+    """
+    severities = tuple(severities)
+    return [
+        Condition(name, float(severity), suite.name, repeat=repeat, jpeg_parity=jpeg_parity)
+        for name in names
+        for severity in severities
+        for repeat in range(repeats if suite[name].is_random else 1)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +239,8 @@ def load_preset(name: str) -> Preset:
     """
     if name not in list_presets():
         raise unknown_name("preset", name, list_presets())
-    path = constants_folder() / "presets" / f"{name}.yaml"
-    content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    file = read_yaml(constants_folder() / "presets" / f"{name}.yaml")
     try:
-        return Preset(name, content["description"], dict(content["noises"]), content["range"])
+        return Preset(name, file.content["description"], dict(file.content["noises"]), file.content["range"])
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path.name} is not a preset", found=repr(error), hint="reinstall lnbench") from None
+        raise InputError(f"{file.name} is not a preset", found=repr(error), hint="reinstall lnbench") from None

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustbench_ln.corruptions.kernels.textures import FrostTextures
 from robustbench_ln.corruptions.noise import NOISES
 from robustbench_ln.corruptions.rng import ImageRng
+from robustbench_ln.corruptions.suites import Suite, corrupt
 from robustbench_ln.types import Condition, Images
 
 # Part of every row's identity: to be raised whenever a kernel's pixels change.
@@ -46,6 +48,11 @@ def to_float(images: Tensor) -> Images:
     return images.to(torch.float32).div_(255.0)
 
 
+def to_levels(images: Images) -> Tensor:
+    """Images in [0, 1] to uint8, each value to the nearest level: exact for what has 8 bits already, rounds noise."""
+    return images.mul(255.0).add_(0.5).floor_().to(torch.uint8)
+
+
 def add_noise(images: Images, condition: Condition, indices: Tensor, seed: int) -> Images:
     """Noisy images before the range policy.
 
@@ -59,18 +66,43 @@ def add_noise(images: Images, condition: Condition, indices: Tensor, seed: int) 
     return NOISES[condition.name].kernel(images, rng, condition.level)
 
 
-def degrade(images: Tensor, condition: Condition, indices: Tensor, seed: int, ranges: Ranges | None = None) -> Images:
+def degrade(
+    images: Tensor,
+    condition: Condition,
+    indices: Tensor,
+    seed: int,
+    ranges: Ranges | None = None,
+    *,
+    suite: Suite | None = None,
+    textures: FrostTextures | None = None,
+) -> Images:
     """What the model sees of `images` under `condition`; a pure function of its arguments, image by image.
 
     Args:
         images: ``(B, C, H, W)`` uint8.
-        condition: clean or a noise.
+        condition: clean, a noise or a corruption.
         indices: ``(B,)`` positions of the images in the data set.
         seed: the run's seed.
         ranges: of the whole data set, when the condition's range is ``rescale``.
+        suite: whose constants a corruption has; by default the shipped one that the condition names.
+        textures: of frost.
 
-    Returns: ``(B, C, H, W)`` float32, in [0, 1] unless the condition's range is ``none``.
+    Returns: ``(B, C, H, W)`` float32, in [0, 1] unless the condition's range is ``none``. A corruption's values are
+        those of 8 bits.
     """
+    if condition.kind == "corruption":
+        corrupted = corrupt(
+            images,
+            condition.name,
+            int(condition.level),
+            suite=suite or condition.suite,
+            indices=indices,
+            seed=seed,
+            repeat=condition.repeat,
+            textures=textures,
+            jpeg_parity=condition.jpeg_parity,
+        )
+        return to_float(corrupted)
     clean = to_float(images)
     if condition.kind == "clean" or condition.level == 0:
         return clean

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from robustbench_ln.data.base import ArrayDataset, Dataset, Request
 from robustbench_ln.data.cifar import open_cifar10, open_cifar100
 from robustbench_ln.data.demo import DemoDataset, open_demo
-from robustbench_ln.data.geometry import Geometry
+from robustbench_ln.data.geometry import Geometry, parse_geometry
 from robustbench_ln.data.imagefolder import ImageFolder, open_imagefolder
 from robustbench_ln.data.npz import NpzDataset, open_npz
-from robustbench_ln.errors import UsageError, unknown_name
+from robustbench_ln.errors import unknown_name
 
 __all__ = [
     "DATASETS",
@@ -25,6 +25,7 @@ __all__ = [
     "NpzDataset",
     "Request",
     "open_dataset",
+    "parse_geometry",
 ]
 
 DATASETS: dict[str, Callable[[Request], Dataset]] = {
@@ -66,10 +67,5 @@ def open_dataset(
     for option, value, known in (("split", split, ("test", "train")), ("on-bad-image", on_bad_image, ("stop", "skip"))):
         if value not in known:
             raise unknown_name(option, value, known)
-    if interpolation is not None and resize is None:
-        raise UsageError(
-            "--interpolation needs --resize", found=f"--interpolation {interpolation!r} alone", hint="--resize 256"
-        )
-    wanted = resize is not None or crop is not None
-    geometry = Geometry(resize, crop, interpolation or "bilinear") if wanted else None
+    geometry = parse_geometry(resize, crop, interpolation)
     return DATASETS[kind](Request(spec, argument, split, on_bad_image, geometry))

@@ -104,6 +104,20 @@ class Dataset(ABC):
             raise IndexError(f"image index outside 0 to {len(self) - 1}")
         return torch.from_numpy(np.ascontiguousarray(self.pixels(wanted).transpose(0, 3, 1, 2)))
 
+    def places(self, indices: NDArray[np.int64]) -> list[str]:
+        """``<class>/<image>`` for the images of some indices: safe in a file name, and all different."""
+        folders = [safe_name(name) for name in self.classes]
+        if len({name.lower() for name in folders}) < len(folders):
+            folders = [f"{label}-{name}" for label, name in enumerate(folders)]
+        places = [f"{folders[self.labels[index]]}/{self.stem(int(index))}" for index in indices]
+        if len({place.lower() for place in places}) < len(places):
+            places = [f"{place}-{index}" for index, place in zip(indices, places, strict=True)]
+        return places
+
+    def stem(self, index: int) -> str:
+        """A safe name for one image, without a suffix; not necessarily unique."""
+        return f"{index:0{len(str(len(self) - 1))}d}"
+
     @abstractmethod
     def pixels(self, indices: NDArray[np.int64]) -> Pixels:
         """The images as a new array (B, H, W, 3), for indices that are known to exist; `read` is for everyone else."""

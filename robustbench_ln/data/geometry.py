@@ -96,6 +96,21 @@ class Geometry:
         return (self.resize, scaled) if size[0] <= size[1] else (scaled, self.resize)
 
 
+def parse_geometry(resize: int | None, crop: int | None, interpolation: str | None) -> Geometry | None:
+    """The geometry that `--resize`, `--crop` and `--interpolation` ask for; None where they leave images alone.
+
+    Raises:
+        UsageError: an interpolation without a size, or what `Geometry` refuses.
+    """
+    if interpolation is not None and resize is None:
+        raise UsageError(
+            "--interpolation needs --resize", found=f"--interpolation {interpolation!r} alone", hint="--resize 256"
+        )
+    if resize is None and crop is None:
+        return None
+    return Geometry(resize, crop, interpolation or "bilinear")
+
+
 class Resized(Dataset):
     """Another data set, brought to another size."""
 
@@ -114,6 +129,10 @@ class Resized(Dataset):
         )
         self._dataset = dataset
         self._geometry = geometry
+
+    def stem(self, index: int) -> str:
+        """See `Dataset.stem`."""
+        return self._dataset.stem(index)
 
     def pixels(self, indices: NDArray[np.int64]) -> Pixels:
         """See `Dataset.pixels`."""

@@ -110,6 +110,10 @@ class ImageFolder(Dataset):
             image[:] = pixels
         return images
 
+    def stem(self, index: int) -> str:
+        """See `Dataset.stem`: the file's own name."""
+        return safe_name(Path(self._names[index]).stem)
+
     def _image(self, index: int) -> Pixels:
         name = self._names[index]
         try:
@@ -128,6 +132,18 @@ def open_imagefolder(request: Request) -> Dataset:
         raise UsageError("imagefolder needs a folder", found=repr(request.source), hint="--data imagefolder:DIR")
     folder = existing_path(request.argument)
     return ImageFolder(folder, on_bad_image=request.on_bad_image, geometry=request.geometry, source=request.source)
+
+
+def read_image(path: Path) -> Pixels:
+    """One image file as ``(H, W, 3)`` uint8, by the rules of :class:`ImageFolder`.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    checked = _check(path.parent, [path.name])[0]
+    if isinstance(checked, str):
+        raise InputError("the image cannot be read", found=f"{_inert(str(path))}: {checked}", hint="a JPEG or PNG file")
+    return np.asarray(_decode(path.read_bytes()))
 
 
 # Finding

@@ -171,7 +171,8 @@ def summarise(document: ResultsDocument, hits: Hits | None = None) -> Summary:
 
     cells: dict[tuple[str, str], dict[tuple[str, str, str], dict[float, list[DocumentRow]]]] = {}
     for row, mode in zip(done, labels, strict=True):
-        kind = (row.condition.suite or "", row.condition.range, row.condition.name)
+        suite = row.condition.suite or ""
+        kind = (f"{suite}, jpeg 85" if row.condition.jpeg_parity else suite, row.condition.range, row.condition.name)
         levels = cells.setdefault((row.model, mode), {}).setdefault(kind, {})
         levels.setdefault(row.condition.level, []).append(row)
 

@@ -111,6 +111,8 @@ class DataEntry(_Entry):
     """Whether degraded images are files of a published set or were made by lnbench."""
     frost: Literal["original", "procedural"] | None
     """Whose frost textures were used; null where none were."""
+    frost_sha256: str | None = None
+    """Digest of the frost textures; null where none were used."""
     image_size: Annotated[list[Size], Field(min_length=2, max_length=2)] = [0, 0]
     """Height and width at evaluation; zeros where unknown."""
     geometry: str = "as stored"
@@ -132,6 +134,8 @@ class ConditionEntry(_Entry):
     """Whose constants a corruption has; null for clean and noise."""
     repeat: Size
     """Which redraw of the random numbers, from 0."""
+    jpeg_parity: bool = False
+    """Whether the corrupted image went through JPEG of quality 85, as the files of ImageNet-C did."""
 
     @model_validator(mode="after")
     def _kind_follows(self) -> ConditionEntry:
@@ -142,7 +146,9 @@ class ConditionEntry(_Entry):
 
     def to_condition(self) -> Condition:
         """The condition as the rest of lnbench knows it."""
-        return Condition(self.name, float(self.level), self.suite or "", self.range, self.repeat)
+        return Condition(
+            self.name, float(self.level), self.suite or "", self.range, self.repeat, jpeg_parity=self.jpeg_parity
+        )
 
 
 class CountsEntry(_Entry):

@@ -100,25 +100,31 @@ class Manifest:
         """Return this manifest with what `other` adds.
 
         Raises:
-            UsageError: `other` has another data set, seed, limit or precision.
+            UsageError: `other` has another data set, seed, limit, precision, or other frost textures.
         """
-        for name, mine, theirs in (
+        mine, theirs = self.data.frost_sha256, other.data.frost_sha256
+        data = self.data if mine else replace(self.data, frost=other.data.frost, frost_sha256=theirs)
+        for name, here, asked in (
             ("data", self.data.sha256, other.data.sha256),
             ("seed", self.seed, other.seed),
             ("limit", self.limit, other.limit),
             ("precision", self.precision, other.precision),
+            # Until frost is asked for, a folder has no textures; then they are fixed like the rest.
+            ("frost textures", mine or theirs, theirs or mine),
         ):
-            if mine != theirs:
-                shown = f"{self.data.source} ({mine[:12]})" if name == "data" and isinstance(mine, str) else mine
-                asked = f"{other.data.source} ({theirs[:12]})" if name == "data" and isinstance(theirs, str) else theirs
+            if here != asked:
+                shown, wanted = (value[:12] if isinstance(value, str) else value for value in (here, asked))
+                if name == "data":
+                    shown, wanted = f"{self.data.source} ({shown})", f"{other.data.source} ({wanted})"
                 raise UsageError(
                     f"the run folder holds results of another {name}",
-                    found=f"{name} {shown} in the folder, {asked} asked for",
+                    found=f"{name} {shown} in the folder, {wanted} asked for",
                     hint="another --out, or the folder's own settings",
                 )
         known = {model.id for model in self.models}
         return replace(
             self,
+            data=data,
             models=self.models + tuple(model for model in other.models if model.id not in known),
             modes=tuple(dict.fromkeys(self.modes + other.modes)),
             conditions=tuple(dict.fromkeys(self.conditions + other.conditions)),

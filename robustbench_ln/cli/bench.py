@@ -1,0 +1,118 @@
+"""`lnbench bench`: speed, measured side by side."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from robustbench_ln.cli.options import JsonOpt, QuietOpt
+from robustbench_ln.errors import UsageError
+
+bench_app = typer.Typer(help="Measure speed: ours and a peer's side by side, on one thread.", no_args_is_help=True)
+
+
+@bench_app.callback()
+def _bench() -> None:
+    """Measure speed: ours and a peer's side by side, on one thread."""
+
+
+@bench_app.command("corruptions")
+def bench_corruptions_command(
+    size: Annotated[str, typer.Option("--size", help="Height and width of the images, by commas.")] = "32,64,224",
+    corruption: Annotated[str | None, typer.Option("--corruption", help="Names by commas. [default: all]")] = None,
+    severity: Annotated[int, typer.Option("--severity", help="1 to 5.")] = 3,
+    repeats: Annotated[int, typer.Option("--repeats", help="Measurements of each; the median counts.")] = 3,
+    threads: Annotated[int, typer.Option("--threads", help="Of torch; with 1 all is pinned to one core.")] = 1,
+    peer: Annotated[
+        str,
+        typer.Option(
+            "--peer",
+            help="none; install (imagecorruptions from PyPI, in its own environment); or that environment's Python.",
+        ),
+    ] = "none",
+    share: Annotated[
+        bool, typer.Option("--share/--no-share", help="Also what share of a sweep goes into corrupting.")
+    ] = True,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Images a second of every corruption, their geometric mean, and the share of a sweep that goes into corrupting.
+
+    Examples:
+    - `lnbench bench corruptions`
+
+    - `lnbench bench corruptions --peer install --size 32,224`
+
+    - `lnbench bench corruptions --corruption glass_blur --size 224 --json`
+    """
+    if not quiet:
+        print("loading ...", file=sys.stderr, flush=True)
+    from robustbench_ln.benchmarks import bench_corruptions
+
+    try:
+        sizes = [int(one) for one in size.split(",")]
+    except ValueError:
+        raise UsageError("--size is a list of numbers", found=size, hint="--size 32,64,224") from None
+    document = bench_corruptions(
+        sizes=sizes,
+        corruption=corruption.split(",") if corruption else None,
+        severity=severity,
+        repeats=repeats,
+        threads=threads,
+        peer=peer,
+        share=share,
+        on_row=None if quiet else _say,
+    )
+    if json:
+        typer.echo(json_module.dumps(document, indent=1, allow_nan=False))
+    else:
+        _show(document)
+
+
+def _say(row: dict[str, Any]) -> None:
+    print(f"{row['size']:>4} px  {row['corruption']:<18} {row['images_per_second']:>9.0f} images/s", file=sys.stderr)
+
+
+def _show(document: dict[str, Any]) -> None:
+    from tabulate import tabulate
+
+    def line(row: dict[str, Any]) -> list[Any]:
+        ours, peer = row["images_per_second"], row["peer"] and row["peer"]["images_per_second"]
+        return [
+            row["size"],
+            row["corruption"],
+            f"{ours:.0f}",
+            f"{peer:.0f}" if peer else "",
+            f"{ours / peer:.1f}" if peer else "",
+        ]
+
+    named = next((row["peer"]["name"] for row in document["rows"] if row["peer"]), "peer")
+    lines = [line(row) for row in document["rows"]]
+    for mean in document["geometric_means"]:
+        peer = mean["peer_images_per_second"]
+        lines.append(
+            [
+                mean["size"],
+                f"geometric mean of {mean['corruptions']}" + (f" (ratio of {mean['compared']})" if peer else ""),
+                f"{mean['images_per_second']:.0f}",
+                f"{peer:.0f}" if peer else "",
+                f"{mean['ratio']:.1f}" if peer else "",
+            ]
+        )
+    typer.echo(
+        tabulate(
+            lines, headers=["px", "corruption", "images/s", named, "ratio"], tablefmt="plain", disable_numparse=True
+        )
+    )
+    for sweep in document["sweeps"]:
+        forward, corrupting = sweep["forward_images_per_second"], sweep["corrupting_images_per_second"]
+        typer.echo(
+            f"\n{sweep['network']} at {sweep['size']} px, over all corruptions and severities: {corrupting:.0f} "
+            f"images/s corrupted, {forward:.0f} images/s predicted: "
+            f"{100 * sweep['share']:.1f} % of a sweep goes into corrupting"
+        )
+    pinned = ", pinned to one core" if document["pinned"] else ""
+    typer.echo(f"\n{document['machine']['processor']}, {document['threads']} threads{pinned}; medians")

@@ -1,0 +1,390 @@
+"""Digital corruptions of CIFAR-10-C and ImageNet-C: elastic transform, pixelate and JPEG compression.
+
+Smoothed displacement fields are sums of fixed-point numbers that are exact in their floating-point type, and everything
+else is elementwise arithmetic and table look-ups: no order, batch, thread count or device can change a bit.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from io import BytesIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from robustbench_ln.corruptions.kernels.pixels import in_blocks, to_uint8
+from robustbench_ln.corruptions.kernels.smoothing import (
+    WEIGHT_BITS,
+    Slabs,
+    along_rows,
+    gaussian_slabs,
+    gaussian_taps,
+    slabs,
+)
+from robustbench_ln.corruptions.rng import ImageRng
+from robustbench_ln.errors import InputError
+
+# ---- elastic transform ----
+
+_SMALLEST = 3  # pixels; the affine map's three points are a third of the image apart
+
+
+def elastic_transform(
+    images: Tensor, rng: ImageRng, *, alpha: float, sigma: float, affine: float, multiplier: float
+) -> Tensor:
+    """Warp by a random affine map, then displace every pixel along a smooth random field.
+
+    Args:
+        images: ``(B, C, H, W)`` uint8.
+        rng: one stream an image.
+        alpha: by how much the smoothed field, uniform on -1 to 1 before, is multiplied.
+        sigma: standard deviation of its smoothing.
+        affine: the map's three points move by up to this much in x and y.
+        multiplier: the three are multiples of this many pixels: 32 and 64, and 244 where images have 224. The
+            original's slip is kept, since it is in the published pixels.
+
+    Returns: ``(B, C, H, W)`` uint8.
+
+    Raises:
+        InputError: images of fewer than 3 pixels a side.
+
+    Source: ``elastic_transform`` in make_cifar_c.py and make_imagenet_c.py; its OpenCV works in steps of 1/32 pixel.
+    """
+    height, width = images.shape[2:]
+    if min(height, width) < _SMALLEST:
+        raise InputError(
+            "images are too small for elastic_transform",
+            found=f"{height} x {width} pixels",
+            hint=f"at least {_SMALLEST} pixels a side",
+        )
+
+    def kernel(part: Tensor, streams: ImageRng) -> Tensor:
+        offsets = streams.uniform(3, 2).to(torch.float64).mul_(2.0).sub_(1.0).mul_(multiplier * affine)
+        planes = _warp(part, _affine_to_source(offsets, height, width))
+        if alpha == 0:
+            return to_uint8(planes.mul_(255.0)).transpose(0, 1).contiguous()
+        fields = _smooth(_uniform_fields(streams, height, width), multiplier * sigma, multiplier * alpha)
+        return _displace(planes, *fields)
+
+    return in_blocks(images, rng, kernel)
+
+
+def _affine_to_source(offsets: Tensor, height: int, width: int) -> Tensor:
+    """The map from a pixel of the result to its place in the image.
+
+    Args:
+        offsets: ``(B, 3, 2)`` float64, by how much the three points move, as (x, y).
+        height: of the image.
+        width: of the image.
+
+    Returns: ``(B, 2, 3)`` float64 matrices: x and y of the place are rows times (x, y, 1).
+    """
+    side = float(min(height, width) // 3)
+    # The original takes numpy's (height, width) for OpenCV's (x, y): in images that are not square, the triangle's
+    # centre is not the image's.
+    centre = offsets.new_tensor([height // 2, width // 2])
+    to_point = offsets.new_tensor([[side, side], [side, -side], [-side, -side]])
+    moved = to_point + centre + offsets
+    # Edges from the corner of the right angle: (0, 2 side) and (-2 side, 0) before.
+    first_x, first_y = (moved[:, 0] - moved[:, 1]).unbind(1)
+    second_x, second_y = (moved[:, 2] - moved[:, 1]).unbind(1)
+    scale = (2.0 * side) / (first_x * second_y - first_y * second_x)
+    linear = torch.stack((first_y, -first_x, second_y, -second_x), dim=1).mul_(scale[:, None]).view(-1, 2, 2)
+    corner = linear[:, :, 0] * moved[:, 1, :1] + linear[:, :, 1] * moved[:, 1, 1:]
+    return torch.cat((linear, (to_point[1] + centre - corner)[:, :, None]), dim=2)
+
+
+def _warp(images: Tensor, matrices: Tensor) -> Tensor:
+    """OpenCV's ``warpAffine`` of float images: bilinear in steps of 1/32 pixel, mirrored at the edge pixels' centres.
+
+    Args:
+        images: ``(B, C, H, W)`` uint8.
+        matrices: ``(B, 2, 3)`` float64, from a pixel of the result to its place in the image.
+
+    Returns: ``(C, B, H, W)`` float32 in [0, 1], OpenCV's but for the last bit.
+    """
+    batch, channels, height, width = images.shape
+    x = _mirrored_position(matrices[:, 0], width, (height, width))
+    y = _mirrored_position(matrices[:, 1], height, (height, width))
+    # One row and column of zeros: the neighbours, of weight 0, of places on the last row and column.
+    source = images.new_zeros((channels, batch, height + 1, width + 1), dtype=torch.float32)
+    source[:, :, :height, :width] = images.transpose(0, 1)
+    source.div_(255.0)
+    index = _flat_index(x >> 5, y >> 5, width + 1, height + 1)
+    right, below = (position.bitwise_and_(31).to(torch.float32).mul_(1 / 32) for position in (x, y))
+    left, above = 1.0 - right, 1.0 - below
+    corners = ((0, above * left), (1, above * right), (width + 1, below * left), (width + 2, below * right))
+    warped = torch.empty((channels, *x.shape), dtype=torch.float32, device=images.device)
+    for plane, out in zip(source.flatten(1), warped, strict=True):
+        (_, weight), *others = corners
+        torch.mul(plane.index_select(0, index).view_as(x), weight, out=out)
+        for shift, weight in others:
+            out.add_(plane[shift:].index_select(0, index).view_as(x).mul_(weight))
+    return warped
+
+
+def _mirrored_position(rows: Tensor, size: int, shape: tuple[int, int]) -> Tensor:
+    """One coordinate of every pixel's place in the image, mirrored into it.
+
+    Args:
+        rows: ``(B, 3)`` float64 rows of the matrices.
+        size: of the image along this coordinate.
+        shape: of the result.
+
+    Returns: ``(B, *shape)`` int32 in 1/32 pixel, from 0 to 32 (size - 1).
+    """
+    unit = 1024  # OpenCV rounds the terms of x and of y to this part of a pixel, then cuts their sum to 1/32
+    turn = 2 * (size - 1)  # pixels after which mirror images repeat
+    by_x, by_y, offset = (column[:, None] for column in rows.unbind(1))
+    xs, ys = (torch.arange(n, dtype=torch.float64, device=rows.device) for n in reversed(shape))
+    along = (by_x * xs).mul_(unit).round_().remainder_(turn * unit)
+    across = (by_y * ys).add_(offset).mul_(unit).round_().add_(unit // 64).remainder_(turn * unit).sub_(turn * unit)
+    position = across.to(torch.int32)[:, :, None] + along.to(torch.int32)[:, None, :]
+    middle = (size - 1) * 32
+    return position.bitwise_right_shift_(5).abs_().sub_(middle).abs_().neg_().add_(middle)
+
+
+def _flat_index(x: Tensor, y: Tensor, stride: int, rows: int) -> Tensor:
+    """Positions in a flattened ``(B, rows, stride)`` of the pixels ``(B, H, W)`` int32 `x` and `y`; `y` is reused."""
+    first = torch.arange(0, len(x) * rows * stride, rows * stride, dtype=torch.int32, device=x.device)
+    return y.mul_(stride).add_(x).add_(first[:, None, None]).flatten()
+
+
+_TRUNCATE = 3.0  # standard deviations at which the filter is cut off
+_DRAW_BITS = WEIGHT_BITS  # draws are odd multiples of 2**-12: times 12-bit weights, they fit float32's 24 bits
+
+
+def _uniform_fields(rng: ImageRng, height: int, width: int) -> Tensor:
+    """``(2, B, height, width)`` int32, uniform on the odd numbers from -4095 to 4095: two draws from one word."""
+    words = rng.words(height, width)
+    spare = 32 - _DRAW_BITS
+    return torch.stack(((words >> (spare - 1)) | 1, ((words << _DRAW_BITS) >> (spare - 1)) | 1))
+
+
+def _smooth(draws: Tensor, sigma: float, amplitude: float) -> Tensor:
+    """Gaussian filter of random draws, cut off at three standard deviations, mirrored at the image's border.
+
+    Args:
+        draws: ``(..., H, W)`` int32 in units of 2**-12.
+        sigma: standard deviation in pixels.
+        amplitude: by how much the smoothed draws are multiplied.
+
+    Returns: ``(..., H, W)`` float32.
+    """
+    height, width = draws.shape[-2:]
+    rows, columns = (_wide_filter(size, sigma, draws.device) for size in (height, width))
+    if rows is not None and columns is not None:
+        fixed = draws.to(torch.float64).mul_(_HELD)
+        for down, across in ((rows[0], columns[0].T), (rows[1].T, columns[1])):
+            fixed = (down @ fixed).mul_(2.0**-_MODE_BITS).round_()
+            fixed = (fixed @ across).mul_(2.0**-_MODE_BITS).round_()
+        return fixed.mul_(amplitude / (_HELD << _DRAW_BITS)).to(torch.float32)
+    field = draws.to(torch.float32)
+    smoothed = along_rows(field.view(-1, width), _filter(width, sigma, draws.device), width)
+    field = smoothed.mul_(2.0**-_DRAW_BITS).round_().view_as(field)  # back to 12 bits, for the second direction
+    smoothed = torch.empty_like(field)
+    for outputs, inputs, weights in _filter(height, sigma, draws.device):
+        smoothed[..., outputs, :] = weights.T @ field[..., inputs, :]
+    return smoothed.mul_(2.0 ** (-2 * _DRAW_BITS)).mul_(amplitude)
+
+
+def _filter(size: int, sigma: float, device: torch.device) -> Slabs:
+    return gaussian_slabs(size, sigma, device, truncate=_TRUNCATE, edges="mirrored")
+
+
+_MODE_BITS = 24
+_HELD = 16  # parts of a draw's unit that are kept between products: 2**12 units * 16 * 224 pixels * 2**24 < 2**53
+_FAINTEST = 1e-3  # modes of a smaller weight are left out: less than 1e-4 of a field's variance
+
+
+@lru_cache
+def _wide_filter(size: int, sigma: float, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """The filter of `size` values through the few cosines that a wide one lets pass; None if these are not few.
+
+    With mirrored borders the cosines of the DCT-II are its eigenvectors.
+
+    Returns: what takes values to the cosines' coefficients, and the same times the filter's weights of them; both
+        ``(modes, size)`` float64 in multiples of 2**-24, multiplied by 2**24.
+    """
+    taps = gaussian_taps(sigma, _TRUNCATE)
+    offsets = np.arange(len(taps)) - len(taps) // 2
+    frequencies = np.arange(size) * (math.pi / size)
+    weights = np.cos(frequencies[:, None] * offsets) @ taps
+    kept = np.flatnonzero(np.abs(weights) > _FAINTEST)
+    if len(kept) > size // 4:
+        return None
+    cosines = np.cos(frequencies[kept, None] * (np.arange(size) + 0.5)) * math.sqrt(2 / size)
+    cosines[kept == 0] *= math.sqrt(0.5)
+    analysis, synthesis = (
+        torch.from_numpy(np.rint(matrix * (1 << _MODE_BITS))).to(device)
+        for matrix in (cosines, weights[kept, None] * cosines)
+    )
+    return analysis, synthesis
+
+
+def _displace(planes: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
+    """Take every pixel from where its displacement points, bilinear, mirrored at the image's border.
+
+    Args:
+        planes: ``(C, B, H, W)`` float32 in [0, 1].
+        dx: ``(B, H, W)`` float32 in pixels; overwritten, as is `dy`.
+        dy: the same for y.
+
+    Returns: ``(B, C, H, W)`` uint8.
+    """
+    height, width = planes.shape[2:]
+    x, right = _cell(dx, torch.arange(width, device=dx.device), width)
+    y, below = _cell(dy, torch.arange(height, device=dy.device)[:, None], height)
+    index = _flat_index(x, y, width, height)
+    out = torch.empty((len(dx), len(planes), height, width), dtype=torch.uint8, device=planes.device)
+    for channel, plane in enumerate(planes.flatten(1)):
+        # As start + (end - start) * part, which leaves even areas as they are.
+        upper, upper_end, lower, lower_end = (
+            plane[shift:].index_select(0, index).view_as(right) for shift in (0, 1, width, width + 1)
+        )
+        upper.add_(upper_end.sub_(upper).mul_(right))
+        lower.add_(lower_end.sub_(lower).mul_(right))
+        upper.add_(lower.sub_(upper).mul_(below))
+        out[:, channel] = to_uint8(upper.mul_(255.0))
+    return out
+
+
+def _cell(displacement: Tensor, positions: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The pixel before each displaced position, int32 up to size - 2, and how far it lies behind it, 0 to 1."""
+    place = displacement.add_(positions + 0.5).abs_().sub_(size).abs_().neg_().add_(size - 0.5).clamp_(0, size - 1)
+    pixel = place.floor().clamp_(max=size - 2)
+    return pixel.to(torch.int32), place.sub_(pixel)
+
+
+# ---- pixelate ----
+
+
+def pixelate(images: Tensor, rng: ImageRng | None = None, *, factor: float) -> Tensor:  # noqa: ARG001
+    """Shrink by averaging boxes of pixels, then enlarge by repeating them.
+
+    Args:
+        images: ``(B, C, H, W)`` uint8.
+        rng: not drawn from; nothing here is random.
+        factor: of the size, above 0, at most 1.
+
+    Returns: ``(B, C, H, W)`` uint8, the same pixels as Pillow's ``resize`` with BOX, there and back.
+
+    Raises:
+        InputError: images so small that nothing would be left of them.
+
+    Source: ``pixelate`` in make_cifar_c.py and make_imagenet_c.py.
+    """
+    height, width = images.shape[2:]
+    rows, columns = int(height * factor), int(width * factor)
+    if min(rows, columns) < 1:
+        raise InputError(
+            "images are too small for pixelate",
+            found=f"{height} x {width} pixels, shrunk by {factor:g}",
+            hint="larger images",
+        )
+    return in_blocks(images, None, lambda part, _: _pixelate(part, rows, columns), values=_PIXELATE_VALUES)
+
+
+# More than fits the second-level cache: its matrix products are so small that calling them costs the more.
+_PIXELATE_VALUES = 1 << 19
+
+
+def _pixelate(images: Tensor, rows: int, columns: int) -> Tensor:
+    height, width = images.shape[2:]
+    adding, shares, repeating = _column_boxes(width, columns, images.device)
+    # Along the rows by products with bands of 0 and 1, exact in float32: faster than looking up columns.
+    boxes = along_rows(images.flatten(0, 2).to(torch.float32), adding, columns)
+    boxes = boxes.mul_(shares).add_(0.5).floor_()  # as Pillow does, to whole numbers after each direction
+    boxes = boxes.view(*images.shape[:3], columns)
+    taps, present, shares, repeats = _row_boxes(height, rows, images.device)
+    sums = boxes.index_select(2, taps[0])
+    for tap, there in zip(taps[1:], present[1:], strict=True):
+        sums.add_(boxes.index_select(2, tap).mul_(there))
+    small = sums.mul_(shares).add_(0.5).floor_()
+    wide = to_uint8(along_rows(small.flatten(0, 2), repeating, width))
+    return wide.view(*small.shape[:3], width).index_select(2, repeats)
+
+
+def _boxes(size: int, smaller: int) -> tuple[list[list[int]], NDArray[np.float32], NDArray[np.int32]]:
+    """What Pillow's BOX filter does when it shrinks `size` pixels to `smaller` and enlarges them again.
+
+    Returns: the pixels in each box, what their sum is multiplied by, and which box stands at each enlarged pixel.
+    """
+    scale = size / smaller
+    boxes: list[list[int]] = []
+    for i in range(smaller):
+        centre = (i + 0.5) * scale
+        near = range(max(int(centre - scale / 2 + 0.5), 0), min(int(centre + scale / 2 + 0.5), size))
+        boxes.append([pixel for pixel in near if -0.5 < (pixel - centre + 0.5) * (1 / scale) <= 0.5])
+    # Pillow's weight is 1/n rounded to 2**-22, and the side on which that lies decides where half a grey level goes.
+    # Here the weight lies 2**-20 off, enough for float32 to tell and too little for other means, 1/2n from a half.
+    shares = [(1 + math.copysign(2.0**-20, int(0.5 + 2.0**22 / n) * n - 2**22)) / n for n in map(len, boxes)]
+    repeats = [int((i + 0.5) * (smaller / size)) for i in range(size)]
+    return boxes, np.array(shares, dtype=np.float32), np.array(repeats, dtype=np.int32)
+
+
+@lru_cache
+def _column_boxes(size: int, smaller: int, device: torch.device) -> tuple[Slabs, Tensor, Slabs]:
+    """`_boxes` as a matrix that adds up each box ``(size, smaller)``, the boxes' shares, and one that repeats them."""
+    boxes, shares, repeats = _boxes(size, smaller)
+    adding = np.zeros((size, smaller), dtype=np.float32)
+    for i, box in enumerate(boxes):
+        adding[box, i] = 1
+    repeating = np.zeros((smaller, size), dtype=np.float32)
+    repeating[repeats, np.arange(size)] = 1
+    return slabs(adding, 32, device), torch.from_numpy(shares).to(device), slabs(repeating, 64, device)
+
+
+@lru_cache
+def _row_boxes(size: int, smaller: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`_boxes` as row numbers ``(taps, smaller)``, which of them the box has (1 or 0), its share, and the repeats."""
+    boxes, shares, repeats = _boxes(size, smaller)
+    taps = np.zeros((max(map(len, boxes)), smaller), dtype=np.int32)
+    present = np.zeros((*taps.shape, 1), dtype=np.float32)
+    for i, box in enumerate(boxes):
+        taps[: len(box), i] = box
+        present[: len(box), i] = 1
+    return (
+        torch.from_numpy(taps).to(device),
+        torch.from_numpy(present).to(device),
+        torch.from_numpy(shares[:, None]).to(device),
+        torch.from_numpy(repeats).to(device),
+    )
+
+
+# ---- JPEG compression ----
+
+
+def jpeg_compression(images: Tensor, rng: ImageRng | None = None, *, quality: int) -> Tensor:  # noqa: ARG001
+    """Write as JPEG and read back, on the CPU wherever the images are.
+
+    Args:
+        images: ``(B, 3, H, W)`` uint8.
+        rng: not drawn from; nothing here is random.
+        quality: of the JPEG file, 1 to 95.
+
+    Returns: ``(B, 3, H, W)`` uint8.
+
+    Source: ``jpeg_compression`` in make_cifar_c.py and make_imagenet_c.py, which go through Pillow as we do.
+    """
+    source = images.cpu().numpy()
+    out = np.empty_like(source)
+    height, width = source.shape[2:]
+    # Allocated once, and read and written where Pillow copies least: copies cost as much as the codec.
+    pixels = np.zeros((height, width, 4), dtype=np.uint8)
+    original = Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1)
+    decoded = Image.new("RGB", (width, height))
+    for image, result in zip(source, out, strict=True):
+        for channel, plane in enumerate(image):
+            pixels[..., channel] = plane
+        file = BytesIO()
+        original.save(file, "JPEG", quality=quality)
+        # Straight to the decoder: reading the header in Python takes longer than decoding a small image.
+        decoded.frombytes(file.getvalue(), "jpeg", "RGB", "")
+        for band, plane in zip("RGB", result, strict=True):
+            plane[...] = np.frombuffer(decoded.tobytes("raw", band), dtype=np.uint8).reshape(height, width)
+    return torch.from_numpy(out).to(images.device)
