@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from robustbench_ln.errors import InputError, LnbenchError
+from robustbench_ln.errors import InputError, LnbenchError, TrustError
 from robustbench_ln.models import Classifier, LoadedModel, parse_normalize
+from robustbench_ln.models.imports import one_line
 from robustbench_ln.norms import NetworkNorms, frozen_state, norm_kind, norm_layers
 from robustbench_ln.results import write_bytes
 
@@ -59,6 +60,7 @@ def inspect_model(loaded: LoadedModel, *, normalize: str = "auto") -> dict[str, 
         "norm_layers": len(norm_layers(loaded.network)),
         "n_groups": norms.n_groups if norms.kind == "ln" else None,
         "group_size": norms.default_images if norms.kind == "ln" else None,
+        "group_size_assumed": norms.kind == "ln" and loaded.group_size is None,
         "modes": [mode.name for mode in norms.runnable_modes()],
         "mean": list(mean),
         "std": list(std),
@@ -129,22 +131,15 @@ def probe_logits(loaded: LoadedModel, images: Path, out: Path, *, normalize: str
 
     Args:
         loaded: from :func:`robustbench_ln.load_model`.
-        images: ``.npy`` with a float32 array (N, C, H, W) in [0, 1].
+        images: ``.npy`` with a float32 array (N, 3, H, W) in [0, 1], N at least 1.
         out: JSON file to write.
         normalize: as ``--normalize``.
 
     Raises:
-        InputError: the array is not of that form.
+        InputError: the array is not of that form, or the network cannot run on it.
+        TrustError: the logits are not finite.
     """
-    try:
-        array = np.load(images, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"cannot read {images}", found=str(error)[:200], hint="a .npy array") from None
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim != 4:
-        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise InputError(f"{images} does not hold images", found=found, hint="float32 of shape (N, C, H, W) in [0, 1]")
-    if not (np.isfinite(array).all() and array.min(initial=0) >= 0 and array.max(initial=0) <= 1):
-        raise InputError(f"{images} holds values outside [0, 1]", hint="images in [0, 1], before normalisation")
+    array = _read_images(images)
     mean, std, _ = _preprocessing(loaded, normalize)
     classifier = Classifier(loaded.network, mean, std)
     try:
@@ -155,7 +150,42 @@ def probe_logits(loaded: LoadedModel, images: Path, out: Path, *, normalize: str
     except Exception as error:  # the network's own code ran
         raise InputError(
             f"{loaded.source} cannot run on {images}",
-            found=f"images of shape {array.shape}: {str(error).strip().splitlines()[0][:200]}",
-            hint="images of the size and with the channels that the network was made for",
+            found=f"images of shape {array.shape}: {one_line(error)}",
+            hint="images of the size that the network was made for",
         ) from error
+    if logits.shape != (len(array), loaded.num_classes):
+        raise InputError(
+            f"{loaded.source} does not give {loaded.num_classes} logits for each image of {images}",
+            found=f"shape {tuple(logits.shape)} for images of shape {array.shape}",
+            hint="images of the size that the network was made for",
+        )
+    broken = int((~logits.isfinite()).any(1).sum())
+    if broken:
+        raise TrustError(
+            f"{loaded.source} gives logits that are not finite",
+            found=f"NaN or infinity for {broken} of {len(array)} images",
+            hint="another --normalize, or weights that are finite",
+        )
     write_bytes(out, json.dumps(logits.tolist()).encode())
+
+
+def _read_images(path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"cannot read {path}", found=one_line(error), hint="a .npy array") from None
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} holds several arrays", found=type(array).__name__, hint="a .npy array")
+    if array.dtype != np.float32 or array.ndim != 4 or array.shape[1] != 3 or not array.size:
+        raise InputError(
+            f"{path} does not hold images",
+            found=f"{array.dtype} of shape {array.shape}",
+            hint="float32 of shape (N, 3, H, W) in [0, 1], one image or more",
+        )
+    if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+        raise InputError(
+            f"{path} holds values outside [0, 1]",
+            found=f"{array.min()} to {array.max()}",
+            hint="images in [0, 1], before normalisation",
+        )
+    return array

@@ -222,7 +222,9 @@ def plan_run(
             if cut.warning:
                 warnings.append(f"{info.id}: {cut.warning}")
         if len(dataset.classes) < info.num_classes:
-            warnings.append(f"{info.id} has {info.num_classes} logits, the data has {len(dataset.classes)} classes")
+            warnings.append(
+                f"{info.id} was trained for {info.num_classes} classes, the data has {len(dataset.classes)}"
+            )
         planned.append(PlannedModel(info, classifier.to(target), _without_twins(schedules)))
     if names is not None:
         _check_every_mode_runs(names, planned, loaded, group_size)
@@ -325,9 +327,9 @@ def _prepare(
             choice = choose_preprocessing(one.network, *probe)
         mean, std, why = choice.mean, choice.std, choice.text
         warnings.append(f"{one.source}: preprocessing was found by trial: {choice.text}")
-    # The copy last and only where there are several, so that other models keep their ids.
-    copy = (one.copy,) if one.copy else ()
-    identity = repr((one.sha256, one.arch, tuple(mean), tuple(std), one.group_size, *copy))
+    # Last and only where there are any, so that other models keep their ids.
+    more = [text for text in (one.copy, one.code) if text]
+    identity = repr((one.sha256, one.arch, tuple(mean), tuple(std), one.group_size, *more))
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     norms = NetworkNorms.of(one.network, one.group_size)
     info = ModelInfo(

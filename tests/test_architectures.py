@@ -37,6 +37,7 @@ SMALL = [
     "preresnet29-bottleneck-bearpaw",
     "wrn-10-1",
     "wrn-16-2",
+    "wrn-10-2-szagoruyko",
     "wrn-16-2-meliketoy",
     "wrn-10-2-weiaicunzai",
     "wrn-10-1-deepmind",

@@ -37,6 +37,7 @@ from torch.optim.swa_utils import AveragedModel
 from robustbench_ln import models
 from robustbench_ln.errors import InputError, ResourceError
 from robustbench_ln.models import ARCHITECTURES, DIALECTS, LoadedModel, load_model, save_model
+from robustbench_ln.models.architectures import find_architecture
 from robustbench_ln.models.unpickling import Reader, Unbuilt
 from robustbench_ln.norms import convert_to_localnorm
 from robustbench_ln.planning import plan_run
@@ -49,7 +50,7 @@ from tests.networks import State, Tiny, assert_same, images, lively, logits, pre
 @lru_cache
 def network_of(arch: str, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return lively(ARCHITECTURES[arch].build(10), seed)
+    return lively(find_architecture(arch).build(10), seed)
 
 
 @pytest.fixture
@@ -216,6 +217,15 @@ def converted(state: State, dtype: torch.dtype) -> State:
     return {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
 
 
+def functional(state: State, *, statistics: bool | None = None) -> State:
+    """As a network is saved that is a function of a dictionary: convolutions have no `weight`."""
+    return {
+        key.removesuffix(".weight") if value.dim() == 4 else key: value
+        for key, value in state.items()
+        if "num_batches" not in key and statistics in (None, "running" in key)
+    }
+
+
 OTHER = network_of("resnet20", seed=9)
 OPTIMIZER = {"state": {0: {"momentum_buffer": torch.ones(4, 4)}}, "param_groups": [{"lr": 0.1}]}
 
@@ -376,6 +386,14 @@ CASES: dict[str, Case] = {
     ),
     "FSDP with activation checkpointing": Case(
         by_torch(with_checkpointed_layers), prefixes=("_fsdp_wrapped_module.", "*._checkpoint_wrapped_module.")
+    ),
+    "functions of a dictionary": Case(
+        of_state(lambda s: {"params": functional(s), "epoch": 3}), "wrn-10-2-szagoruyko", "params"
+    ),
+    "functions of two dictionaries": Case(
+        of_state(lambda s: {"params": functional(s, statistics=False), "stats": functional(s, statistics=True)}),
+        "wrn-10-2-szagoruyko",
+        "params",
     ),
     "DataParallel around the features only": Case(
         of_state(lambda s: {k.replace("features.", "features.module."): v for k, v in s.items()}),

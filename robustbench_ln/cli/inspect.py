@@ -66,9 +66,10 @@ def _show(facts: dict[str, Any], *, whole_tree: bool) -> None:
     console = Console(highlight=False)
     table = Table.grid(padding=(0, 2))
     for key, value in facts.items():
-        if key != "tree" and value not in (None, "", [], False):
+        if key not in _ELSEWHERE and value not in (None, "", [], False):
             for i, line in enumerate(value if key == "warnings" else [value]):
-                table.add_row("" if i else key.replace("_", " "), Text(_words(line)))
+                assumed = " (assumed)" * (key == "group_size" and facts["group_size_assumed"])
+                table.add_row("" if i else _LABELS.get(key, key.replace("_", " ")), Text(_words(line) + assumed))
     console.print(table)
     # The top of the tree that fits on a screen together with the facts.
     depths = [99] if whole_tree else [2, 1]
@@ -79,13 +80,29 @@ def _show(facts: dict[str, Any], *, whole_tree: bool) -> None:
 
 
 _SCREEN = 24  # lines of tree
+_ELSEWHERE = ("tree", "group_size_assumed")
+_LABELS = {
+    "arch": "architecture",
+    "recognised": "recognised by",
+    "num_classes": "classes",
+    "norm": "kind of norm",
+    "n_groups": "K (groups)",
+    "prefixes": "prefixes taken off",
+    "copy": "copy taken",
+    "averaged": "averaged weights",
+    "precision": "precision in the file",
+    "not_built": "objects not built",
+    "preprocessing": "said by",  # mean and std stand above it
+}
 
 
 def _words(value: Any) -> str:
     if isinstance(value, list):
-        return "; ".join(map(str, value))
+        return ", ".join(map(str, value))
     if isinstance(value, dict):
         return ", ".join(f"{key} {each}" for key, each in value.items())
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
     return "yes" if value is True else str(value)
 
 

@@ -58,6 +58,15 @@ def read_own_metadata(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, tensors=rest, metadata=metadata, warnings=checkpoint.warnings + warnings)
 
 
+def join_statistics(checkpoint: Checkpoint) -> Checkpoint:
+    """``{"params": {...}, "stats": {...}}``: running statistics kept apart from the weights, as szagoruyko did."""
+    weights, statistics = checkpoint.tensors.get("params"), checkpoint.tensors.get("stats")
+    if not isinstance(weights, Mapping) or not isinstance(statistics, Mapping) or weights.keys() & statistics.keys():
+        return checkpoint
+    rest = {key: value for key, value in checkpoint.tensors.items() if key != "stats"}
+    return replace(checkpoint, tensors={**rest, "params": {**weights, **statistics}})
+
+
 @dataclass(frozen=True, slots=True)
 class Copy:
     """A state dict, or a whole module, somewhere in a file; where it was found, and whether its name says `average`."""
@@ -269,8 +278,18 @@ def _new_name(key: str) -> str:
     return key
 
 
+_FUNCTIONAL = re.compile(r"(?:group\d\.block\d+\.)?conv(?:\d|dim)")
+
+
+def name_functional_weights(checkpoint: Checkpoint) -> Checkpoint:
+    """``group0.block0.conv0``: a convolution that is no module, of szagoruyko's Wide ResNets."""
+    renamed = {f"{key}.weight" if _FUNCTIONAL.fullmatch(key) else key: v for key, v in checkpoint.tensors.items()}
+    return checkpoint if renamed.keys() == checkpoint.tensors.keys() else replace(checkpoint, tensors=renamed)
+
+
 DIALECTS: tuple[Dialect, ...] = (
     read_own_metadata,
+    join_statistics,
     open_container,
     keep_float32_tensors,
     read_average,
@@ -278,6 +297,7 @@ DIALECTS: tuple[Dialect, ...] = (
     strip_prefix,
     strip_inner_wrappers,
     rename_old_keys,
+    name_functional_weights,
 )
 
 

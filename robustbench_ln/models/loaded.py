@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -40,7 +41,7 @@ class LoadedModel:
         network: on the CPU, float32, in eval(), without gradients.
         source: what the user passed to `--model`.
         label: short name, fit for file names.
-        sha256: of the file's bytes; of keys and values of the state dict where there is no file.
+        sha256: of the file's bytes; of the network's parameters and buffers where there is no file.
         arch: architecture name.
         recognised: how it was found: ``keys and shapes``, ``--arch``, ``file metadata``, ``zoo``, ``factory``,
             ``whole module``, ``program`` or ``module``.
@@ -59,6 +60,8 @@ class LoadedModel:
         group_size: N/K, images a group had in training; None where unknown.
         geometry: of the zoo entry; None where unknown.
         unbuilt: classes of which the file held objects beside the weights, which were not built.
+        code: digest of what the network does with fixed images, where its code is the user's and may change while the
+            weights stay; empty elsewhere.
         warnings: what the user should know.
     """
 
@@ -82,6 +85,7 @@ class LoadedModel:
     group_size: int | None = None
     geometry: Geometry | None = None
     unbuilt: tuple[str, ...] = ()
+    code: str = ""
     warnings: tuple[str, ...] = ()
 
     def warned(self, *warnings: str) -> LoadedModel:
@@ -93,7 +97,7 @@ def ready(
     network: nn.Module,
     source: str,
     label: str,
-    sha256: str,
+    sha256: str | None,
     *,
     arch: str,
     recognised: str,
@@ -105,18 +109,20 @@ def ready(
         network: is changed in place.
         source: what the user passed to `--model`.
         label: short name, from which a fit one is made.
-        sha256: of the file, or of the weights.
+        sha256: of the file; None where there is none.
         arch: architecture name.
         recognised: how it was found.
-        num_classes: number of logits; found by a forward pass where None.
+        num_classes: number of logits; None for a network of the user's code, which has to be run to know it.
 
     Raises:
         InputError: it does not turn images into logits.
     """
     network = network.cpu().float().eval().requires_grad_(False)
     warnings: tuple[str, ...] = ()
+    code = ""
     if num_classes is None:
-        num_classes, warnings = _try_out(network, source)
+        num_classes, size, warnings = _try_out(network, source)
+        code = "" if isinstance(network, Program) else _code_sha256(network, size)
     state = network.state_dict()
     broken = [key for key, value in state.items() if not value.isfinite().all()]
     if broken:
@@ -127,7 +133,7 @@ def ready(
         network,
         source,
         _label(label),
-        sha256,
+        sha256 or state_sha256(tensors_of(network)),
         arch,
         recognised,
         num_classes,
@@ -135,6 +141,7 @@ def ready(
         std=() if itself else None,
         preprocessing="the network itself" if itself else "",
         n_groups=n_groups(network),
+        code=code,
         warnings=warnings,
     )
 
@@ -143,8 +150,8 @@ _SIZES = (32, 224, 64, 299, 96, 28, 128, 160, 192, 256, 384)
 
 
 @torch.no_grad()
-def _try_out(network: nn.Module, source: str) -> tuple[int, tuple[str, ...]]:
-    """Number of logits, by a forward pass at the first usual image size that the network takes; and warnings."""
+def _try_out(network: nn.Module, source: str) -> tuple[int, tuple[int, int], tuple[str, ...]]:
+    """Number of logits, by a forward pass at the first usual image size that it takes; that size; and warnings."""
     failure = ""
     sizes = [(size, size) for size in _SIZES]
     if isinstance(network, Program) and network.image_size:
@@ -156,7 +163,7 @@ def _try_out(network: nn.Module, source: str) -> tuple[int, tuple[str, ...]]:
             failure = failure or (error.found if isinstance(error, LnbenchError) else one_line(error))
             continue
         if isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 2:
-            return logits.shape[1], _look_like_probabilities(logits)
+            return logits.shape[1], size, _look_like_probabilities(logits)
         failure = f"{type(logits).__name__} {tuple(getattr(logits, 'shape', ()))} for 2 images"
         break
     raise InputError(
@@ -189,8 +196,42 @@ def _look_like_probabilities(logits: Tensor) -> tuple[str, ...]:
     return ()
 
 
+@torch.no_grad()
+def _code_sha256(network: nn.Module, size: tuple[int, int]) -> str:
+    """Digest of what a network is besides the tensors that it holds: its layers, and its logits on two fixed images.
+
+    Nothing else shows a forward() that was changed. Double precision, for rounding then takes away what depends on the
+    machine and on the number of threads; single precision and fewer digits where the network takes no other.
+    """
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # for networks that draw random numbers
+        try:
+            logits, digits = network.double()(images.double()), 6
+        except Exception:  # the user's code ran
+            logits, digits = network.float()(images), 2
+        finally:
+            network.float()
+    logits = logits.double()
+    peak = logits.abs().nan_to_num(0, 0).max().item()
+    places = digits - math.floor(math.log10(peak)) if peak else 0
+    rounded = (logits * 10.0**places).round() + 0.0  # no -0.0
+    # Addresses of objects differ in each run.
+    layers = re.sub(r" at 0x[0-9a-f]+", "", repr(network))
+    text = f"{type(network).__qualname__}\n{layers}\n{places}\n{rounded.tolist()}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _label(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "model"
+
+
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, those too that are not in the state dict."""
+    return {
+        **dict(network.named_parameters(remove_duplicate=False)),
+        **dict(network.named_buffers(remove_duplicate=False)),
+    }
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:

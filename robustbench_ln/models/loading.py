@@ -26,7 +26,7 @@ from robustbench_ln.models.architectures import (
 from robustbench_ln.models.checkpoint import Checkpoint
 from robustbench_ln.models.dialects import candidates
 from robustbench_ln.models.imports import build_with, find_factory
-from robustbench_ln.models.loaded import LoadedModel, ready, state_sha256
+from robustbench_ln.models.loaded import LoadedModel, ready
 from robustbench_ln.models.programs import Program
 from robustbench_ln.models.reading import read_checkpoint
 from robustbench_ln.models.recognition import differences, fitting, nearest, with_norms
@@ -70,6 +70,8 @@ def load_model(
             factory that fails.
         ResourceError: a download that fails or is forbidden, a file that may not be read, a missing extra.
     """
+    if arch is not None:
+        _factory(arch)  # a wrong name is an error before anything is read
     request = _Request(arch, trust, ema, num_classes)
     scheme, colon, name = spec.partition(":")
     # One letter is a Windows drive; and a file may have a colon in its name.
@@ -96,9 +98,8 @@ _DEMO = Path(__file__).with_name("demo")
 
 
 def _load_python(spec: str, name: str, request: _Request) -> LoadedModel:
-    network = build_with(name, find_factory(name), request.num_classes)
-    sha256 = state_sha256(network.state_dict())
-    return ready(network, spec, spec, sha256, arch=name, recognised="factory")
+    network = _build_seeded(name, find_factory(name), request.num_classes)
+    return ready(network, spec, spec, None, arch=name, recognised="factory")
 
 
 SOURCES: dict[str, Callable[[str, str, _Request], LoadedModel]] = {
@@ -112,7 +113,6 @@ SOURCES: dict[str, Callable[[str, str, _Request], LoadedModel]] = {
 
 
 def _load_file(path: Path, spec: str, request: _Request) -> LoadedModel:
-    # A wrong architecture is an error before the weights are read.
     factory = None if request.arch is None else _factory(request.arch)
     checkpoint = read_checkpoint(path, trust=request.trust, ema=request.ema)
     if checkpoint.network is not None:
@@ -261,18 +261,25 @@ def _from_factory(
 ) -> _Built:
     """The user's network with the weights of the file."""
     assumed = num_classes or found[0].metadata.get("num_classes") or 10
-    network = build_with(name, factory, assumed)
+    network = _build_seeded(name, factory, assumed)
     expected = shapes_of(network.state_dict())
     for one in found:
         rows = _output_rows(expected, as_batchnorm(expected, shapes_of(one.tensors)), assumed)
-        filled = _filled(network if rows == assumed else build_with(name, factory, rows), one)
+        filled = _filled(network if rows == assumed else _build_seeded(name, factory, rows), one)
         if filled is not None:
             return _Built(filled[0], one, name, "--arch", warnings=filled[1])
     shapes = shapes_of(found[0].tensors)
     rows = _output_rows(expected, as_batchnorm(expected, shapes), assumed)
     if rows != assumed:
-        expected = shapes_of(build_with(name, factory, rows).state_dict())
+        expected = shapes_of(_build_seeded(name, factory, rows).state_dict())
     raise _does_not_fit(name, expected, shapes)
+
+
+def _build_seeded(name: str, factory: Callable[..., object], num_classes: int | None) -> nn.Module:
+    """The network that a factory builds, the same in every run should its weights be random."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return build_with(name, factory, num_classes)
 
 
 def _output_rows(expected: Shapes, found: Shapes, classes: int) -> int:
@@ -340,8 +347,7 @@ def wrap_module(network: nn.Module) -> LoadedModel:
         InputError: it does not turn images into logits.
     """
     name = type(network).__name__
-    sha256 = state_sha256(network.state_dict())
-    return ready(copy.deepcopy(network), name, name, sha256, arch=name, recognised="module")
+    return ready(copy.deepcopy(network), name, name, None, arch=name, recognised="module")
 
 
 def build_network(arch: str, *, num_classes: int) -> nn.Module:

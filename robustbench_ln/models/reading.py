@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import io
 import json
@@ -18,6 +19,7 @@ from typing import IO, Any
 
 import safetensors
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from robustbench_ln.errors import InputError, LnbenchError, ResourceError
@@ -58,13 +60,23 @@ def read_stored(path: Path, *, trust: bool = False) -> Checkpoint:
             return _read_folder(path, trust)
         return _READERS[file_kind(path)](path, trust)
     except FileNotFoundError as error:
-        raise InputError(
-            "no such model file",
-            found=error.filename or str(path),
-            hint="a file, or a name such as demo:bn, torchvision:NAME, timm:NAME or python:package.module:factory",
-        ) from error
+        raise _absent(path) from error
     except OSError as error:
         raise ResourceError("the model file cannot be read", found=str(error), hint="check its permissions") from error
+
+
+def _absent(path: Path) -> InputError:
+    """The error for a path that leads nowhere."""
+    folder = path.parent
+    near, found = list[str](), f"no folder {folder}"
+    if folder.is_dir():
+        names = sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
+        near = [str(folder / name) for name in difflib.get_close_matches(path.name, names, n=3)]
+        found = f"{len(names)} other files and folders in {folder.resolve()}"
+    if str(path) in torchvision.models.list_models():
+        near.insert(0, f"torchvision:{path}")
+    hint = "a file that exists, or a name such as demo:bn, torchvision:NAME, timm:NAME or python:package.module:factory"
+    return InputError(f"no such model file: {path}", found=found, hint=" or ".join(near) or hint)
 
 
 # Files of torch.save

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +12,7 @@ import torch
 import torchvision
 
 from robustbench_ln.errors import InputError, LnbenchError, UsageError, unknown_name
+from robustbench_ln.models.architectures.timm_zoo import unknown_timm
 from robustbench_ln.models.checkpoint import Checkpoint, file_sha256
 from robustbench_ln.models.downloads import fetch_from_hub, fetch_from_url
 from robustbench_ln.models.imports import from_extra, one_line
@@ -25,7 +25,7 @@ def load_torchvision(spec: str, name: str) -> LoadedModel:
     """The torchvision network of that name with its default weights."""
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise unknown_name("torchvision model", name, known)
+        raise unknown_name("torchvision model", name, known, listing="lnbench list architectures")
     weights = torchvision.models.get_model_weights(name).DEFAULT
     file = fetch_from_url(weights.url, f"the weights of {spec}")
     try:
@@ -36,7 +36,8 @@ def load_torchvision(spec: str, name: str) -> LoadedModel:
         found = f"weights in torch's cache that are damaged ({one_line(error)})"
         raise refused(file, found, f"delete {file}") from error
     transforms = weights.transforms()
-    model = ready(network, spec, spec, file_sha256(file), arch=name, recognised="zoo")
+    classes = len(weights.meta["categories"])
+    model = ready(network, spec, spec, file_sha256(file), arch=name, recognised="zoo", num_classes=classes)
     return replace(
         model,
         mean=tuple(transforms.mean),
@@ -53,9 +54,9 @@ def load_timm(spec: str, name: str) -> LoadedModel:
         return load_hf_hub(spec, name.partition(":")[2])
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
-        raise _unknown_timm(name, timm.list_models())
+        raise unknown_timm(name, timm.list_models())
     if tag and not timm.is_model_pretrained(name):
-        raise _unknown_timm(name, timm.list_pretrained(f"{base}.*"))
+        raise unknown_timm(name, timm.list_pretrained(f"{base}.*"))
     settings = timm.get_pretrained_cfg(name)
     if settings is None or not settings.has_weights:
         near = ", ".join(timm.list_models(f"{base[:6]}*", pretrained=True)[:3])
@@ -68,15 +69,6 @@ def load_timm(spec: str, name: str) -> LoadedModel:
     else:
         file = fetch_from_url(settings.url, what)
     return _build_timm(spec, name, file, name)
-
-
-def _unknown_timm(name: str, known: list[str]) -> UsageError:
-    near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
-    return UsageError(
-        f"unknown timm model {name!r}",
-        found=f"{len(known)} others",
-        hint=f"{', '.join(near)}" if near else "timm.list_pretrained() lists all",
-    )
 
 
 def load_hf_hub(spec: str, repository: str) -> LoadedModel:

@@ -55,7 +55,8 @@ def find_architecture(name: str) -> Architecture:
         return timm_zoo.architecture(name)
     row = ARCHITECTURES.get(name) or next((one for row in ARCHITECTURES.values() if (one := row.sized(name))), None)
     if row is None:
-        raise unknown_name("architecture", name, [*ARCHITECTURES, "timm:NAME", "package.module:factory"])
+        known = [*ARCHITECTURES, "timm:NAME", "package.module:factory"]
+        raise unknown_name("architecture", name, known, listing="lnbench list architectures")
     return row
 
 

@@ -183,8 +183,12 @@ def _unset(network: nn.Module) -> bool:
 
 def _skeleton(architecture: Architecture, num_classes: int, hints: Mapping[str, Any]) -> nn.Module:
     # What little is still drawn (initial values of real tensors) must not move the caller's random numbers.
-    with torch.random.fork_rng(devices=[]), _OnMeta():
-        return architecture.build(num_classes, **hints)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with _OnMeta():
+                return architecture.build(num_classes, **hints)
+        except RuntimeError:  # a constructor that runs a part of the network, as timm's hybrids do to learn its size
+            return architecture.build(num_classes, **hints)
 
 
 @lru_cache(maxsize=1024)

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import nn
 
-from robustbench_ln.errors import ResourceError, unknown_name
+from robustbench_ln.errors import ResourceError, UsageError, unknown_name
 from robustbench_ln.models.architectures.architecture import Architecture, Match
 from robustbench_ln.models.architectures.norm_forms import Shapes
 
@@ -37,8 +37,13 @@ def architecture(name: str) -> Architecture:
     timm = _timm(name)
     bare = name.removeprefix(PREFIX)
     if not timm.is_model(bare) or not _heads(bare):
-        raise unknown_name("timm model", bare, timm.list_models())
+        raise unknown_timm(bare, timm.list_models())
     return _row(bare, _heads(bare)[0])
+
+
+def unknown_timm(name: str, known: list[str]) -> UsageError:
+    """The error for a name that is none of timm's, or none of these."""
+    return unknown_name("timm model", name, known, listing="timm.list_models() in Python")
 
 
 def fitting(shapes: Shapes) -> list[Match]:

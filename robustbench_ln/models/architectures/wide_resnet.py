@@ -1,7 +1,7 @@
 """Wide ResNets of any depth and width for 32x32 images (Zagoruyko & Komodakis 2016).
 
-In the key layouts of xternalz's WideResNet-pytorch (TRADES, AugMix, RobustBench, bearpaw), meliketoy's
-wide-resnet.pytorch and weiaicunzai's pytorch-cifar100.
+In the key layouts of xternalz's WideResNet-pytorch (TRADES, AugMix, RobustBench, bearpaw), of szagoruyko's own
+wide-residual-networks, of meliketoy's wide-resnet.pytorch and of weiaicunzai's pytorch-cifar100.
 """
 
 from __future__ import annotations
@@ -93,6 +93,33 @@ def _xternalz_hints(shapes: Shapes) -> Mapping[str, Any]:
     }
 
 
+# szagoruyko: functions of a dictionary; the dialect `name_functional_weights` gives its convolutions the names here
+
+
+def _szagoruyko_block(inputs: int, outputs: int, stride: int) -> nn.Module:
+    branch: Modules = {
+        "bn0": nn.BatchNorm2d(inputs),
+        "relu0": nn.ReLU(),
+        "conv0": conv(inputs, outputs, 3, stride),
+        "bn1": nn.BatchNorm2d(outputs),
+        "relu1": nn.ReLU(),
+        "conv1": conv(outputs, outputs, 3),
+    }
+    return Residual(branch, {"convdim": conv(inputs, outputs, 1, stride)} if inputs != outputs else {}, shared=2)
+
+
+def _szagoruyko(num_classes: int, *, depth: int = 28, width: int = 10) -> nn.Module:
+    parts: Modules = {"conv0": conv(3, 16, 3)}
+    channels = 16
+    for i, outputs in enumerate(wrn_widths(width)):
+        blocks = stack(_szagoruyko_block, channels, outputs, (depth - 4) // 6, 2 if i else 1)
+        parts[f"group{i}"] = named({f"block{j}": block for j, block in enumerate(blocks)})
+        channels = outputs
+    parts |= {"bn": nn.BatchNorm2d(channels), "relu": nn.ReLU(), "pool": Pool()}
+    parts["fc"] = nn.Linear(channels, num_classes)
+    return he_initialised(named(parts))
+
+
 # meliketoy and weiaicunzai: every convolution has a bias
 
 
@@ -154,6 +181,14 @@ ARCHITECTURES = (
         head="fc",
         telltale="block3.layer.0.conv1.weight",
         hints=_xternalz_hints,
+    ),
+    Architecture(
+        "wrn-{depth}-{width}-szagoruyko",
+        "Wide ResNet for 32x32 images, keys of szagoruyko/wide-residual-networks",
+        _szagoruyko,
+        head="fc",
+        telltale="group2.block0.conv0.weight",
+        hints=partial(wrn_sizes, block="group0.block{}.conv0.weight", last="fc.weight"),
     ),
     Architecture(
         "wrn-{depth}-{width}-meliketoy",
