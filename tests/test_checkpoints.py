@@ -849,8 +849,15 @@ def test_a_folder_without_one_checkpoint_is_an_input_error(net: nn.Module, tmp_p
     assert "dcp_to_torch" in refusal(tmp_path).hint
 
 
-def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
-    assert "no such model file" in refusal(tmp_path / "absent.pt").what
+def test_a_missing_file_is_an_input_error_that_knows_what_is_there(here: Path, net: nn.Module) -> None:
+    error = refusal(here / "absent.pt")
+    assert error.what == f"no such model file: {here / 'absent.pt'}"
+    assert f"0 other files and folders in {here}" in error.found
+    assert "demo:bn" in error.hint
+    saved(here, net.state_dict(), "best.pt")
+    assert refusal(Path("bets.pt")).hint == "best.pt"
+    assert refusal(here / "no" / "best.pt").found == f"no folder {here / 'no'}"
+    assert refusal(Path("resnet18")).hint == "torchvision:resnet18"
 
 
 # Files that can run code

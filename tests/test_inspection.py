@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from robustbench_ln.cli.app import app
 from robustbench_ln.cli.inspect import _count
-from robustbench_ln.errors import InputError
+from robustbench_ln.errors import InputError, TrustError
 from robustbench_ln.inspection import inspect_model, module_tree, probe_logits
-from robustbench_ln.models import build_network, load_model, wrap_module
+from robustbench_ln.models import build_network, load_model, save_model, wrap_module
 from robustbench_ln.norms import convert_to_localnorm, norm_layers
 from tests.networks import Tiny, lively, saved
 
@@ -115,6 +115,53 @@ def test_the_copy_is_chosen_on_the_command_line(tmp_path: Path) -> None:
 
 def test_images_that_the_network_cannot_take_are_an_input_error(tmp_path: Path) -> None:
     loaded = wrap_module(Tiny())
-    np.save(tmp_path / "x.npy", np.zeros((2, 1, 8, 8), np.float32))
-    with pytest.raises(InputError, match=r"cannot run on .*\nfound: images of shape \(2, 1, 8, 8\)"):
+    np.save(tmp_path / "x.npy", np.zeros((2, 3, 1, 1), np.float32))
+    with pytest.raises(InputError, match=r"cannot run on .*\nfound: images of shape \(2, 3, 1, 1\): RuntimeError: "):
         probe_logits(loaded, tmp_path / "x.npy", tmp_path / "out.json", normalize="none")
+
+
+class Unpooled(nn.Module):
+    """A network whose logits have the right shape for images of one size only."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(1)[:, ::16, ::16].flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((0, 3, 8, 8), np.float32), r"found: float32 of shape \(0, 3, 8, 8\)\ntry: .* one image or more"),
+        (np.zeros((2, 1, 8, 8), np.float32), r"found: float32 of shape \(2, 1, 8, 8\)"),
+        (np.zeros((3, 8, 8), np.float32), r"found: float32 of shape \(3, 8, 8\)"),
+        (np.zeros((2, 3, 8, 8), np.uint8), "found: uint8"),
+        (np.full((2, 3, 8, 8), 2, np.float32), "found: 2.0 to 2.0"),
+        (np.full((2, 3, 8, 8), np.nan, np.float32), "found: nan to nan"),
+        (np.zeros((2, 3, 64, 64), np.float32), r"found: shape \(2, 16\) for images of shape \(2, 3, 64, 64\)"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_an_input_error(array: Any, words: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", array)
+    with pytest.raises(InputError, match=words):
+        probe_logits(wrap_module(Unpooled()), tmp_path / "x.npy", tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_logits_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
+    network = Tiny()
+    network.head.bias.data[2] = torch.nan
+    np.save(tmp_path / "x.npy", np.zeros((2, 3, 8, 8), np.float32))
+    with pytest.raises(TrustError, match=r"not finite\nfound: NaN or infinity for 2 of 2 images") as caught:
+        probe_logits(wrap_module(network), tmp_path / "x.npy", tmp_path / "out.json")
+    assert caught.value.exit_code == 6
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_an_assumed_group_size_is_said_to_be_assumed(tmp_path: Path) -> None:
+    network = convert_to_localnorm(build_network("demo-net", num_classes=10), 8)
+    for metadata, shown in (({}, "16 (assumed)"), ({"group_size": 16}, "16")):
+        save_model(tmp_path / "ln.safetensors", network, metadata=metadata)
+        (line,) = (line for line in run(str(tmp_path / "ln.safetensors")).splitlines() if line.startswith("group size"))
+        assert line.removeprefix("group size").strip() == shown
+        facts = json.loads(run(str(tmp_path / "ln.safetensors"), "--json"))
+        assert (facts["group_size"], facts["group_size_assumed"]) == (16, not metadata)
+    assert json.loads(run("demo:bn", "--json"))["group_size_assumed"] is False

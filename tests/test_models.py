@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import inspect
 import sys
 import tarfile
@@ -31,6 +32,8 @@ from robustbench_ln.models import (
 )
 from robustbench_ln.models.recognition import fitting
 from robustbench_ln.norms import convert_to_localnorm
+from robustbench_ln.planning import plan_run
+from tests.conftest import toy_data
 from tests.networks import Tiny, assert_same, images, lively, prefixed, saved
 
 CIFAR = ["demo-net", "resnet20", "resnet20-b", "resnet56", "resnet56-b", "cifar_vgg11_bn"]
@@ -179,8 +182,9 @@ def test_an_unknown_network_shows_its_first_keys(tmp_path: Path) -> None:
 
 
 def test_an_unknown_architecture_is_an_error_before_the_file_is_read() -> None:
-    with pytest.raises(UsageError, match="resnet32"):
-        load_model("/absent/file.pt", arch="resent32")
+    for spec in ("/absent/file.pt", "demo:bn", "python:absent:make", "torchvision:resnet18"):
+        with pytest.raises(UsageError, match=r"unknown architecture 'resent32'\n.*\ntry: resnet32 or .* names all"):
+            load_model(spec, arch="resent32")
 
 
 def test_a_named_architecture_is_used(net: nn.Module, tmp_path: Path) -> None:
@@ -292,8 +296,9 @@ def test_an_unknown_kind_of_model_is_a_usage_error_with_near_matches() -> None:
     with pytest.raises(UsageError, match="torchvision"):
         load_model("torchvison:resnet18")
     for spec, near in (("torchvision:resnet17", "resnet18"), ("demo:nb", "bn")):
-        with pytest.raises(UsageError, match=near):
+        with pytest.raises(UsageError, match=near) as caught:
             load_model(spec)
+        assert len(str(caught.value)) < 200  # not the hundreds that there are
 
 
 def test_an_architecture_beside_a_name_is_said_to_be_unused(factories: str) -> None:
@@ -368,6 +373,107 @@ def test_a_module_of_the_caller_stays_as_it_is() -> None:
     assert not any(p.dtype == torch.float64 or p.requires_grad for p in loaded.network.parameters())
 
 
+class Scaled(Tiny):
+    """A network with all that a state dict does not show."""
+
+    def __init__(self, scale: float = 1, offset: float = 0, power: int = 1) -> None:
+        torch.default_generator.manual_seed(0)
+        super().__init__()
+        self.scale, self.power = scale, power
+        self.register_buffer("offset", torch.tensor(float(offset)), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x**self.power + self.offset) * self.scale
+
+
+def identity(network: nn.Module) -> tuple[str, str]:
+    loaded = wrap_module(network)
+    return loaded.sha256, loaded.code
+
+
+def test_networks_of_equal_weights_that_do_something_else_are_told_apart() -> None:
+    class Other(Scaled):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.flip(-1))
+
+    networks = [Scaled(), Scaled(scale=1.001), Scaled(offset=0.5), Scaled(power=2), Other()]
+    assert len({identity(network)[1] for network in networks}) == len(networks)
+    states = [network.state_dict() for network in networks]
+    assert all(state_sha256(state) == state_sha256(states[0]) for state in states)
+    # Buffers that are not saved count as weights do, though this one changes no logit.
+    assert identity(Scaled(offset=1e-12))[0] != identity(Scaled())[0]
+    # Layers too: here a ReLU that changes no number.
+    assert identity(nn.Sequential(Scaled(), nn.Identity()))[1] != identity(nn.Sequential(Scaled(), nn.Flatten()))[1]
+
+
+def test_a_network_is_the_same_model_whenever_and_with_however_many_threads_it_is_loaded() -> None:
+    class Noisy(Scaled):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + torch.rand_like(x))
+
+    threads = torch.get_num_threads()
+    for make in (Scaled, Noisy, lambda: nn.Sequential(ARCHITECTURES["resnet20"].build(10))):
+        torch.manual_seed(0)
+        network = make()
+        digests = set()
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            torch.manual_seed(n)
+            digests.add(identity(network))
+        torch.set_num_threads(threads)
+        assert len(digests) == 1
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(after, torch.rand(1))  # loading drew no number
+
+
+def test_networks_that_cannot_compute_in_double_precision_have_an_identity_too() -> None:
+    class Single(Scaled):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.dtype != torch.float32:
+                raise TypeError("float32 only")
+            return super().forward(x)
+
+    assert identity(Single(scale=2))[1] != identity(Single())[1]
+    assert {p.dtype for p in wrap_module(Single()).network.parameters()} == {torch.float32}
+
+
+def test_twins_in_weights_are_evaluated_side_by_side() -> None:
+    twice = [Scaled(), Scaled(power=2)]
+    assert len(plan_run(twice, toy_data(20, classes=5), noise="agn", sigma=1).models) == 2
+    assert len(plan_run([twice[0], twice[0]], toy_data(20, classes=5), noise="agn", sigma=1).models) == 1
+
+
+def test_code_that_changes_is_another_model_and_random_weights_are_the_same_in_every_run(here: Path) -> None:
+    source = (
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.conv = nn.Conv2d(3, 4, 3)\n"
+        "    def forward(self, x): return self.conv(x).mean((2, 3))\n"
+    )
+    torch.manual_seed(1)
+    torch.save(nn.ModuleDict({"conv": nn.Conv2d(3, 4, 3)}).state_dict(), "weights.pt")
+
+    def ids(text: str) -> list[str]:
+        Path("code_nets.py").write_text(text)
+        sys.modules.pop("code_nets", None)
+        importlib.invalidate_caches()
+        torch.rand(1)  # random numbers go on
+        loaded = load_model("python:code_nets:Net"), load_model("weights.pt", arch="code_nets:Net")
+        return [f"{one.sha256} {one.code}" for one in loaded]
+
+    dont_write, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the clock of files has whole seconds
+    try:
+        first = ids(source)
+        assert ids(source + "# a comment\n") == first
+        assert not set(ids(source.replace("mean((2, 3))", "amax((2, 3))"))) & set(first)
+    finally:
+        sys.dont_write_bytecode = dont_write
+        sys.modules.pop("code_nets", None)
+
+
 def test_the_digest_of_weights_depends_on_names_and_values_only() -> None:
     state = Tiny().state_dict()
     assert state_sha256(state) == state_sha256(dict(reversed(state.items())))
@@ -405,7 +511,11 @@ def test_normalize_is_read_by_name_or_as_numbers() -> None:
     assert parse_normalize("0.5;1") == ((0.5,), (1.0,))
 
 
-@pytest.mark.parametrize("text", ["imagnet", "", "1;2;3", "a;b", ";", "0.5;0", "0;-1", "nan;1", "0;inf", "0,0,0;1,1"])
+NO_NORMALISATIONS = ["imagnet", "", "1;2;3", "a;b", ";", "0.5;0", "0;-1", "nan;1", "0;inf", "0,0,0;1,1"]
+NO_NORMALISATIONS += ["0.5,0.5;0.2,0.2", "0,0,0,0;1,1,1,1"]  # as many channels as no image has
+
+
+@pytest.mark.parametrize("text", NO_NORMALISATIONS)
 def test_a_normalisation_that_is_none_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_normalize(text)
