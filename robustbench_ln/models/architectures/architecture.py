@@ -60,7 +60,9 @@ class Match:
 
     def shapes(self) -> Shapes:
         """Keys and shapes of the network that :meth:`build` returns."""
-        return _shapes(self.architecture, self.num_classes, tuple(sorted(self.hints.items())))
+        shapes, of_classes = _shapes(self.architecture, tuple(sorted(self.hints.items())))
+        rows = {key: tuple(self.num_classes if n == _CLASSES else n for n in shapes[key]) for key in of_classes}
+        return {**shapes, **rows}
 
     def build(self) -> nn.Module:
         """The network on the CPU, its weights allocated but not set: quick, and no random number is drawn.
@@ -191,6 +193,12 @@ def _skeleton(architecture: Architecture, num_classes: int, hints: Mapping[str, 
             return architecture.build(num_classes, **hints)
 
 
+# A length that no other axis of any network has: where it stands, the number of classes goes.
+_CLASSES = 9973
+
+
 @lru_cache(maxsize=1024)
-def _shapes(architecture: Architecture, num_classes: int, hints: tuple[tuple[str, Any], ...]) -> Shapes:
-    return shapes_of(_skeleton(architecture, num_classes, dict(hints)).state_dict())
+def _shapes(architecture: Architecture, hints: tuple[tuple[str, Any], ...]) -> tuple[Shapes, tuple[str, ...]]:
+    """Shapes for `_CLASSES` classes, and the keys of those that depend on their number: one building serves all."""
+    shapes = shapes_of(_skeleton(architecture, _CLASSES, dict(hints)).state_dict())
+    return shapes, tuple(key for key, shape in shapes.items() if _CLASSES in shape)

@@ -106,7 +106,7 @@ ARCHITECTURES = (
             f"pre-activation ResNet-{depth} for 32x32 images, keys of kuangliu/pytorch-cifar",
             partial(_kuangliu, blocks=blocks, bottleneck=bottleneck),
             head="linear",
-            telltale="layer4.0.bn1.weight",
+            telltale="layer4.0.conv1.weight",
         )
         for depth, (blocks, bottleneck) in BLOCKS.items()
     ),
@@ -116,7 +116,7 @@ ARCHITECTURES = (
             f"as preact_resnet18, {said}",
             partial(_kuangliu, blocks=BLOCKS[18][0], bottleneck=False, raw=raw, last_norm=last_norm),
             head="linear",
-            telltale="layer4.0.bn1.weight",
+            telltale="layer4.0.conv1.weight",
         )
         for suffix, raw, last_norm, said in (
             ("-raw", True, False, "shortcuts from before BatchNorm and ReLU (RobustBench's PreActBlock)"),
@@ -144,8 +144,8 @@ ARCHITECTURES = (
             hints=partial(_bearpaw_depth, bottleneck=bottleneck),
         )
         for suffix, bottleneck, last, blocks in (
-            ("", False, "bn2", "basic blocks"),
-            ("-bottleneck", True, "bn3", "bottlenecks"),
+            ("", False, "conv2", "basic blocks"),
+            ("-bottleneck", True, "conv3", "bottlenecks"),
         )
     ),
 )
