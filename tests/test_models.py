@@ -444,6 +444,11 @@ def test_twins_in_weights_are_evaluated_side_by_side() -> None:
     assert len(plan_run([twice[0], twice[0]], toy_data(20, classes=5), noise="agn", sigma=1).models) == 1
 
 
+def test_more_classes_than_the_data_has_are_said() -> None:
+    plan = plan_run(build_network("demo-net", num_classes=100), toy_data(20), noise="agn", sigma=1)
+    assert any("was trained for 100 classes, the data has 10" in warning for warning in plan.manifest.warnings)
+
+
 def test_code_that_changes_is_another_model_and_random_weights_are_the_same_in_every_run(here: Path) -> None:
     source = (
         "from torch import nn\n"
