@@ -54,6 +54,7 @@ def evaluate(
     arch: str | None = None,
     normalize: str = "auto",
     trust: bool = False,
+    ema: bool | None = None,
     on_bad_image: str = "stop",
     resize: int | None = None,
     crop: int | None = None,
@@ -65,7 +66,7 @@ def evaluate(
     """Measure accuracy under noise and corruption, for every evaluation mode, on the same degraded images.
 
     Args:
-        model: what ``--model`` takes (a file, ``demo:bn``, ``torchvision:resnet18``,
+        model: what ``--model`` takes (a file, ``demo:bn``, ``torchvision:resnet18``, ``timm:resnet18``,
             ``python:package.module:factory``), a module that returns logits, or several of them.
         data: what ``--data`` takes (``demo``, ``cifar10``, ``imagefolder:DIR``, ``imagenet:DIR``, ``npz:FILE``), or a
             data set.
@@ -90,6 +91,7 @@ def evaluate(
         arch: architecture of a checkpoint, where it is not to be recognised.
         normalize: ``auto``, ``imagenet``, ``cifar10``, ``half``, ``none`` or ``MEAN;STD``.
         trust: allow files that can run code when read.
+        ema: of files with two copies of the weights take the averaged one, or (False) the plain one.
         on_bad_image: ``stop``, or ``skip`` to leave unreadable images out.
         resize: shorter side after resizing, in pixels.
         crop: side of the centre crop, in pixels.
@@ -130,6 +132,7 @@ def evaluate(
             arch=arch,
             normalize=normalize,
             trust=trust,
+            ema=ema,
             on_bad_image=on_bad_image,
             resize=resize,
             crop=crop,

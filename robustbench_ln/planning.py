@@ -142,6 +142,7 @@ def plan_run(
     arch: str | None = None,
     normalize: str = "auto",
     trust: bool = False,
+    ema: bool | None = None,
     on_bad_image: str = "stop",
     resize: int | None = None,
     crop: int | None = None,
@@ -177,7 +178,8 @@ def plan_run(
     if not requested:
         raise UsageError("no model was named", hint="--model demo:bn")
     loaded = [
-        load_model(one, arch=arch, trust=trust) if isinstance(one, str) else wrap_module(one) for one in requested
+        load_model(one, arch=arch, trust=trust, ema=ema) if isinstance(one, str) else wrap_module(one)
+        for one in requested
     ]
     zoo = next((one.geometry for one in loaded if one.geometry), None) if resize is None and crop is None else None
     dataset = (
@@ -215,7 +217,9 @@ def plan_run(
         skipped += [f"{info.id}: {why}" for why in left_out]
         warnings += [f"{info.id}: {cut.warning}" for cut in schedules if cut.warning]
         if len(dataset.classes) != info.num_classes:
-            warnings.append(f"{info.id} has {info.num_classes} logits, the data has {len(dataset.classes)} classes")
+            warnings.append(
+                f"{info.id} was trained for {info.num_classes} classes, the data has {len(dataset.classes)}"
+            )
         planned.append(PlannedModel(info, classifier.to(target), _without_twins(schedules)))
     if names is not None:
         _check_every_mode_runs(names, planned, loaded, group_size)
@@ -364,7 +368,9 @@ def _prepare(
             choice = choose_preprocessing(one.network, *probe)
         mean, std, why = choice.mean, choice.std, choice.text
         warnings.append(f"{one.source}: preprocessing was found by trial: {choice.text}")
-    identity = repr((one.sha256, one.arch, tuple(mean), tuple(std), one.group_size))
+    # Last and only where there are any, so that other models keep their ids.
+    more = [text for text in (one.copy, one.code) if text]
+    identity = repr((one.sha256, one.arch, tuple(mean), tuple(std), one.group_size, *more))
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     norms = NetworkNorms.of(one.network, one.group_size)
     info = ModelInfo(

@@ -222,7 +222,7 @@ def bad_files(desk: Path) -> Path:
     torch.save(nn.Linear(2, 2), folder / "module.pt")
     network = random_network()
     torch.save({"optimizer": torch.optim.SGD(network.parameters(), 0.1).state_dict()}, folder / "optimizer.pt")
-    torch.save({f"strange.{key}": value for key, value in network.state_dict().items()}, folder / "strange.pt")
+    torch.save({f"{key}.strange": value for key, value in network.state_dict().items()}, folder / "strange.pt")
     torch.save(random_network(classes=4).state_dict(), folder / "classes.pt")
     (folder / "no-images").mkdir()
     return folder

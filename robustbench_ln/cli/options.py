@@ -45,7 +45,8 @@ ModelsOpt = Annotated[
     list[str],
     typer.Option(
         "--model",
-        help="Checkpoint file, demo:bn, demo:ln, torchvision:NAME or python:package.module:factory. Repeat to compare.",
+        help="Checkpoint file or folder, demo:bn, demo:ln, torchvision:NAME, timm:NAME, hf-hub:OWNER/NAME or "
+        "python:package.module:factory. Repeat to compare.",
         rich_help_panel=_WHAT,
     ),
 ]
@@ -140,6 +141,14 @@ NormalizeOpt = Annotated[
 TrustOpt = Annotated[
     bool,
     typer.Option("--trust", help="Allow model files that can run code when read.", rich_help_panel=_HOW),
+]
+EmaOpt = Annotated[
+    bool | None,
+    typer.Option(
+        "--ema/--no-ema",
+        help="Weights of files that hold two copies: averaged or plain. [default: plain]",
+        rich_help_panel=_HOW,
+    ),
 ]
 BadImageOpt = Annotated[
     str, typer.Option("--on-bad-image", help="Unreadable images: stop or skip.", rich_help_panel=_HOW)

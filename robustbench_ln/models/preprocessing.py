@@ -73,21 +73,14 @@ def parse_normalize(text: str) -> tuple[tuple[float, ...], tuple[float, ...]] | 
 
 
 def is_mean_std(mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
-    """Whether two tuples can be a mean and a standard deviation of RGB images.
-
-    That is: a value for each channel, one for all, or none; finite; no deviation of 0 or less.
-    """
-    return (
-        len(mean) == len(std)
-        and len(mean) in (0, 1, 3)
-        and all(map(math.isfinite, mean))
-        and all(0 < s < math.inf for s in std)
-    )
+    """Whether two tuples can be a mean and a standard deviation: as `Preprocessing` has them, and finite."""
+    fit = len(mean) == len(std) and len(mean) in (0, 1, 3)
+    return fit and all(map(math.isfinite, mean)) and all(0 < s < math.inf for s in std)
 
 
 def _not_numbers(text: str) -> UsageError:
     return UsageError(
-        "a normalisation needs a mean and a positive standard deviation for each of three channels",
+        "a normalisation needs a mean and a positive standard deviation for each of 3 channels, or one for all",
         found=repr(text),
         hint='--normalize "0.5,0.5,0.5;0.2,0.2,0.2"',
     )

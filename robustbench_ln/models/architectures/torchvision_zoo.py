@@ -1,15 +1,21 @@
-"""Every classifier of torchvision, under torchvision's names."""
+"""Every classifier of torchvision, under torchvision's names; its ResNets and DenseNets also with a 3x3 stem.
+
+The stem is what those who train on small images change, without max pooling (as SimCLR does) or with it (huyvnphan's
+PyTorch_CIFAR10): the keys and shapes are the same.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torchvision
 from torch import nn
 
-from robustbench_ln.models.architectures.architecture import Architecture, Shapes
+from robustbench_ln.models.architectures.architecture import Architecture
+from robustbench_ln.models.architectures.norm_forms import Shapes
 
 # Family: its output layer, and a key that few others have. A name belongs to the family it starts with.
 _FAMILIES = {
@@ -63,4 +69,30 @@ def _rows() -> Iterator[Architecture]:
             )
 
 
-ARCHITECTURES = tuple(_rows())
+# The families that are known with a 3x3 stem: names of the stem and of the max pooling after it.
+_STEMS = {"layer4.0.conv1.weight": ("conv1", "maxpool"), "features.conv0.weight": ("features.conv0", "features.pool0")}
+
+
+def _build_small(num_classes: int, *, name: str, stem: str, pool: str) -> nn.Module:
+    network = _build(num_classes, name=name)
+    outputs: int = network.get_submodule(stem).out_channels  # type: ignore[assignment]
+    network.set_submodule(stem, nn.Conv2d(3, outputs, 3, padding=1, bias=False))
+    if pool:
+        network.set_submodule(pool, nn.Identity())
+    return network
+
+
+def _small_rows() -> Iterator[Architecture]:
+    for row in _rows():
+        if row.telltale in _STEMS:
+            stem, pool = _STEMS[row.telltale]
+            for taken_out, suffix, said in ((pool, "-3x3", "no max pooling"), ("", "-3x3-pool", "max pooling")):
+                yield replace(
+                    row,
+                    name=row.name + suffix,
+                    description=f"torchvision's {row.name} with a 3x3 stem and {said}",
+                    build=partial(_build_small, name=row.name, stem=stem, pool=taken_out),
+                )
+
+
+ARCHITECTURES = (*_rows(), *_small_rows())
