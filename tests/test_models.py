@@ -235,6 +235,15 @@ def test_a_factory_in_the_current_folder_gives_the_network(factories: str) -> No
     assert load_model("python:their_nets:make", num_classes=9).num_classes == 6
 
 
+def test_what_a_factory_prints_stays_off_stdout(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = "from torch import nn\nprint('importing')\ndef make():\n    print('building')\n    return nn.Sequential("
+    (here / "loud_nets.py").write_text(code + "nn.AdaptiveAvgPool2d(1), nn.Flatten())\n")
+    load_model("python:loud_nets:make")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "importing\nbuilding\n" in printed.err
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,16 @@ from robustbench_ln.errors import InputError, ResourceError, UsageError
 
 @contextmanager
 def importable_from_here() -> Iterator[None]:
-    """Let imports find modules in the current folder, as they do for a script that lies in it."""
+    """Let imports find modules in the current folder, as they do for a script that lies in it.
+
+    What the code prints meanwhile goes to stderr: stdout is for results.
+    """
     here = str(Path.cwd())
     sys.path.insert(0, here)
     importlib.invalidate_caches()
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         # The code that ran may have changed the path itself.
         if here in sys.path:
