@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from robustbench_ln.cli.options import (
     CorruptionOpt,
     CropOpt,
     DataOpt,
+    DebugOpt,
     DeviceOpt,
     FrostTexturesOpt,
     GroupSizeOpt,
@@ -42,6 +42,7 @@ from robustbench_ln.cli.options import (
     TrustOpt,
     WorkersOpt,
 )
+from robustbench_ln.cli.process import command_line
 
 
 def eval_command(
@@ -77,6 +78,7 @@ def eval_command(
     quiet: QuietOpt = False,
     no_predictions: NoPredictionsOpt = False,
     config: ConfigOpt = None,  # noqa: ARG001 - read before the others, as their defaults
+    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Measure accuracy under noise and corruption, for every evaluation mode.
 
@@ -136,7 +138,7 @@ def eval_command(
                 out=folder,
                 workers=workers,
                 on_event=display.on_event,
-                command=shlex.join(["lnbench", *sys.argv[1:]]),
+                command=command_line(),
             )
     for warning in results.warnings:
         print(f"warning: {warning}", file=sys.stderr)

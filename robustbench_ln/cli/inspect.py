@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from robustbench_ln.cli.options import ArchOpt, JsonOpt, NormalizeOpt, TrustOpt
+from robustbench_ln.cli.options import ArchOpt, DebugOpt, JsonOpt, NormalizeOpt, TrustOpt
 from robustbench_ln.errors import UsageError
 
 
@@ -18,10 +18,14 @@ def inspect_command(
     normalize: NormalizeOpt = "auto",
     trust: TrustOpt = False,
     probe: Annotated[
-        Path | None, typer.Option("--probe", help="float32 .npy (N, C, H, W) in [0, 1] to run the network on.")
+        Path | None,
+        typer.Option("--probe", metavar="FILE", help="float32 .npy (N, C, H, W) in [0, 1] to run the network on."),
     ] = None,
-    logits: Annotated[Path | None, typer.Option("--logits", help="Where the probe's logits go, as JSON.")] = None,
+    logits: Annotated[
+        Path | None, typer.Option("--logits", metavar="FILE", help="Where the probe's logits go, as JSON.")
+    ] = None,
     json: JsonOpt = False,
+    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Say what a model file is: container, architecture, norm layers, the modes it can run, preprocessing.
 
