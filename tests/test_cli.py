@@ -425,19 +425,15 @@ def test_names_from_files_are_shown_inert(here: Here, desk: Path) -> None:
 # ---- The real thing -----------------------------------------------------------------------------------------------
 
 
-def test_real_checkpoints_are_recognised_with_their_preprocessing(here: Here, shared: Path, cifar_test: Path) -> None:
-    right = {"resnet20": 0.81, "resnet32": 0.825}
-    files = [shared / "checkpoints" / name for name in ("resnet20-12fca82f.th", "resnet32-d509ac18.th")]
+def test_a_real_checkpoint_is_recognised_with_its_preprocessing(here: Here, shared: Path, cifar_test: Path) -> None:
     done = here(
-        "eval", "--model", str(files[0]), "--model", str(files[1]), "--data", f"imagefolder:{cifar_test}",
-        "--noise", "agn=0", "--modes", "bn", "--limit", "400", "--json",
-    )  # fmt: skip
+        *("eval", "--model", str(shared / "checkpoints" / "resnet20-12fca82f.th")),
+        *("--data", f"imagefolder:{cifar_test}", "--noise", "agn=0", "--modes", "bn", "--limit", "300", "--json"),
+    )
     document = json.loads(done.stdout)
-    assert [model["arch"] for model in document["models"]] == [*right]
-    clean = [row for row in document["rows"] if row["condition"]["name"] == "clean"]
-    for model, row in zip(document["models"], clean, strict=True):
-        assert model["mean"] == pytest.approx([0.485, 0.456, 0.406])
-        assert abs(row["accuracy"] - right[model["arch"]]) < 0.07
+    assert document["models"][0]["arch"] == "resnet20"
+    assert document["models"][0]["mean"] == pytest.approx([0.485, 0.456, 0.406])
+    assert abs(document["rows"][0]["accuracy"] - 0.81) < 0.07
 
 
 def test_corruptions_are_evaluated_written_and_drawn(here: Here, desk: Path) -> None:
@@ -488,7 +484,9 @@ def test_what_is_wrong_with_corruptions_is_said_in_three_lines(
 
 
 def test_the_benchmark_prints_its_rows_as_json(desk: Path) -> None:
-    done = lnbench("bench", "corruptions", "--corruption", "contrast,pixelate", "--size", "32", "--json", cwd=desk)
+    done = lnbench(
+        "bench", "corruptions", "--corruption", "contrast,pixelate", "--size", "32", "--no-share", "--json", cwd=desk
+    )
     document = json.loads(done.stdout)
     assert [row["corruption"] for row in document["rows"]] == ["contrast", "pixelate"]
     assert all(row["images_per_second"] > 0 and row["peer"] is None for row in document["rows"])
