@@ -24,6 +24,7 @@ from torch import nn
 
 from robustbench_ln.cli.app import main
 from robustbench_ln.norms import EVAL_MODES
+from robustbench_ln.reports.summary import CAUTIOUS
 from tests.conftest import random_network, toy_arrays
 
 SCRIPT = shutil.which("lnbench", path=str(Path(sys.executable).parent)) or shutil.which("lnbench")
@@ -130,8 +131,32 @@ def test_a_config_file_holds_any_option_and_the_command_line_wins(here: Here, de
     assert document["run"]["limit"] == 30
     assert {row["mode"] for row in document["rows"]} == {"bn"}
     assert [row["condition"]["level"] for row in document["rows"]] == [0, 0, 0.5, 1]
-    (desk / "bad.yaml").write_text("sigmas: 1\n")
-    assert "sigma" in error_of(here("eval", "--config", "bad.yaml", check=2))
+
+
+def test_a_list_in_a_config_file_is_a_grid_and_nothing_is_not_given(here: Here, desk: Path) -> None:
+    (desk / "list.yaml").write_text(
+        "model: [bn.pt]\ndata: npz:data.npz\nnoise: agn\nsigma: [0, 0.5]\nmodes: [bn]\nlimit: null\ndevice: ~\npreset:\n"
+    )
+    document = json.loads(
+        here("eval", "--config", "list.yaml", "--normalize", "half", "--out", "list", "--json").stdout
+    )
+    assert [row["condition"]["level"] for row in document["rows"]] == [0, 0, 0.5]
+    assert document["run"]["limit"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "says"),
+    [
+        ("sigmas: 1\n", 2, "sigma"),
+        ("model: x\nlimit: [1, 2]\n", 2, "--limit"),
+        ("sigma: {from: 0}\n", 3, "line 1: sigma"),
+        ("model: [[bn.pt]]\n", 3, "line 1: model"),
+        ("- model\n", 3, "list"),
+    ],
+)
+def test_a_config_file_that_makes_no_sense_is_refused(here: Here, desk: Path, text: str, code: int, says: str) -> None:
+    (desk / "bad.yaml").write_text(text)
+    assert says in error_of(here("eval", "--config", "bad.yaml", check=code))
 
 
 def test_the_demo_runs_offline_and_shows_the_papers_effect(here: Here) -> None:
@@ -247,14 +272,23 @@ MODEL = ("eval", "--model", "no-such-model.pt")
         ((*MODEL, "--sigma", "-0.5"), "-0.5"),
         ((*MODEL, "--sigma", "nan"), "nan"),
         ((*MODEL, "--sigma", "much"), "much"),
+        ((*MODEL, "--sigma", "1_0"), "1_0"),
+        ((*MODEL, "--preset", "paper-fig6", "--range", "clip"), "--range clip"),
+        ((*MODEL, "--preset", "paper-fig6", "--sigma", "1"), "--sigma"),
+        ((*MODEL, "--out", ""), "--out"),
         ((*MODEL, "--noise", "mbn=1.5"), "probability"),
         ((*MODEL, "--preset", "paper-fig7"), "paper-fig6"),
         ((*MODEL, "--limit", "0"), "--limit"),
-        ((*MODEL, "--limit", "many"), "--limit"),
+        ((*MODEL, "--limit", "many"), "found: lnbench eval --model no-such-model.pt --limit many"),
         ((*MODEL, "--device", "gpu"), "--device"),
         (("eval", "--modell", "x"), "--model"),
-        (("evaluate",), "eval"),
-        (("eval",), "--model"),
+        (("evaluate",), "try: eval;"),
+        (("bench", "corruption"), "try: corruptions;"),
+        (("eval",), "try: lnbench eval --help"),
+        (("eval", "--model"), "found: lnbench eval --model"),
+        (("eval", "--model", "demo:bn", "--resize", "0"), "try: lnbench eval --help"),
+        (("eval", "--model", "demo:bn", "--data", "bad"), "try: --data imagefolder:bad"),
+        (("list", "modes", "extra"), "extra"),
         (("eval", "--model", "demo:bn", "--modes", "ln-batch"), "LocalNorm"),
         (("eval", "--model", "demo:bn", "--data", "cifra10"), "cifar10"),
         (("eval", "--model", "demo:xx"), "demo"),
@@ -263,7 +297,9 @@ MODEL = ("eval", "--model", "no-such-model.pt")
         (("inspect", "demo:bn", "--probe", "x.npy"), "--logits"),
     ],
 )
-def test_usage_errors_exit_2_and_offer_a_way(here: Here, arguments: tuple[str, ...], says: str) -> None:
+def test_usage_errors_exit_2_and_offer_a_way(
+    here: Here, bad_files: Path, arguments: tuple[str, ...], says: str
+) -> None:
     assert says in error_of(here(*arguments, check=2))
 
 
@@ -281,6 +317,35 @@ def test_usage_errors_exit_2_and_offer_a_way(here: Here, arguments: tuple[str, .
 )
 def test_every_command_leaves_with_its_code_and_three_lines(desk: Path, arguments: tuple[str, ...], code: int) -> None:
     error_of(lnbench(*arguments, cwd=desk, check=code))
+
+
+@pytest.mark.parametrize("arguments", [("--debug", "list", "moods"), ("list", "moods", "--debug")])
+def test_tracebacks_are_shown_on_request(here: Here, arguments: tuple[str, ...]) -> None:
+    assert "Traceback" in here(*arguments, check=2).stderr
+    assert "Traceback" not in here("list", "ranges").stderr
+
+
+def test_what_the_numbers_give_reason_to_say_is_a_warning_like_any_other(here: Here) -> None:
+    done = here("eval", "--model", "bn.pt", *QUICK, "--repeats", "2", "--no-predictions", "--json", "--out", "cautious")
+    assert f"warning: {CAUTIOUS}\n" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX terminals")
+def test_a_terminal_shows_a_warning_once(desk: Path) -> None:
+    assert SCRIPT
+    terminal, end = os.openpty()
+    arguments = ["eval", "--model", "bn.pt", "--data", "npz:data.npz", "--noise", "agn=0", "--out", "terminal"]
+    shown = b""
+    with subprocess.Popen([SCRIPT, *arguments], cwd=desk, stdout=end, stderr=end):
+        os.close(end)
+        while True:
+            try:
+                shown += os.read(terminal, 4096)
+            except OSError:  # the other end is closed
+                break
+    os.close(terminal)
+    text = " ".join(shown.decode().split())
+    assert text.count("preprocessing was found by trial") == 1
 
 
 @pytest.fixture(scope="module")

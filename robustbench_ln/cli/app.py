@@ -19,7 +19,7 @@ from robustbench_ln.cli.inspect import inspect_command
 from robustbench_ln.cli.list import list_command
 from robustbench_ln.cli.options import DebugOpt
 from robustbench_ln.cli.preview import preview_command
-from robustbench_ln.cli.process import Interrupted, command_line, interrupt
+from robustbench_ln.cli.process import Interrupted, command_line, help_line, interrupt
 from robustbench_ln.errors import LnbenchError
 
 app = typer.Typer(
@@ -119,21 +119,17 @@ def _without_reader() -> int:
 
 def _plain_words(error: BaseException) -> tuple[str, str, str]:
     """What typer found wrong with the command line, in our three lines."""
-    context = getattr(error, "ctx", None)
-    hint = f"{context.command_path if context else 'lnbench'} --help"
     if hasattr(error, "possibilities"):
         name, near = getattr(error, "option_name", ""), " or ".join(error.possibilities or [])
-        return f"no such option {name}", name, near or hint
-    message = error.format_message().rstrip(".") if hasattr(error, "format_message") else str(error)
-    what, _, found = message.partition(": ")
-    return what, found, hint
+        return f"no such option {name}", name, near
+    return error.format_message() if hasattr(error, "format_message") else str(error), "", ""
 
 
 def _report(error: BaseException, code: int, what: str, found: str, hint: str) -> int:
     if os.environ.get("LNBENCH_DEBUG"):
         traceback.print_exception(error)
-    # Where there is nothing to be said of what was found, it is what was typed.
-    for label, text in (("error", what), ("found", found or command_line()), ("try", hint or "lnbench --help")):
+    # Where an error has no more to say, what was found is what was typed.
+    for label, text in (("error", what), ("found", found or command_line()), ("try", hint or help_line())):
         # One line each, and inert: names in them may come from files.
         print(f"{label}: {''.join(c if c.isprintable() else ' ' for c in text)}", file=sys.stderr)
     return code

@@ -51,7 +51,7 @@ def eval_command(
     noise: NoiseOpt = None,
     sigma: SigmaOpt = None,
     preset: PresetOpt = None,
-    range: RangeOpt = "clip",
+    range: RangeOpt = None,
     corruption: CorruptionOpt = None,
     severity: SeverityOpt = "1:5",
     suite: SuiteOpt = None,
@@ -98,10 +98,13 @@ def eval_command(
         print("loading ...", file=sys.stderr, flush=True)
     from robustbench_ln.api import evaluate_plan, threads_of
     from robustbench_ln.cli.progress import Display
+    from robustbench_ln.corruptions.plan import DEFAULT_RANGE, preset_with_range
     from robustbench_ln.planning import plan_run
     from robustbench_ln.reports import summarise, terminal
     from robustbench_ln.results import dump_document
 
+    if preset is not None and range is not None:
+        raise preset_with_range(preset, range)
     with threads_of(threads):
         plan = plan_run(
             model,
@@ -109,7 +112,7 @@ def eval_command(
             noise=noise,
             sigma=sigma,
             preset=preset,
-            range=range,
+            range=range or DEFAULT_RANGE,
             corruption=corruption,
             severity=severity,
             suite=suite,
@@ -140,12 +143,15 @@ def eval_command(
                 on_event=display.on_event,
                 command=command_line(),
             )
-    for warning in results.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    summary = summarise(results.document, results.hits)
+    # The table ends with the warnings: on a terminal that shows both streams, once is enough.
+    if json or not (sys.stdout.isatty() and sys.stderr.isatty()):
+        for warning in summary.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
     if json:
         typer.echo(dump_document(results.document), nl=False)
     else:
-        terminal.show(summarise(results.document, results.hits))
+        terminal.show(summary)
     if not quiet:
         print(f"results in {folder}", file=sys.stderr)
 

@@ -112,9 +112,12 @@ PresetOpt = Annotated[
     ),
 ]
 RangeOpt = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--range", metavar="NAME", help="Noisy values outside [0, 1]: clip, rescale or none.", rich_help_panel=_WHAT
+        "--range",
+        metavar="NAME",
+        help="Noisy values outside [0, 1]: clip, rescale or none. [default: clip, or the preset's]",
+        rich_help_panel=_WHAT,
     ),
 ]
 CorruptionOpt = Annotated[

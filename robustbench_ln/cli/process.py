@@ -13,6 +13,11 @@ def command_line() -> str:
     return shlex.join(["lnbench", *sys.argv[1:]])
 
 
+def help_line() -> str:
+    """The command that explains the one that was typed."""
+    return shlex.join(["lnbench", *(word for word in sys.argv[1:2] if not word.startswith("-")), "--help"])
+
+
 class Interrupted(SystemExit):
     """SIGINT or SIGTERM. Not a KeyboardInterrupt: typer makes something else of that, each version its own.
 
