@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from robustbench_ln.cli.options import (
     CorruptionOpt,
     CropOpt,
     DataOpt,
+    DebugOpt,
     DeviceOpt,
     EmaOpt,
     FrostTexturesOpt,
@@ -43,6 +43,7 @@ from robustbench_ln.cli.options import (
     TrustOpt,
     WorkersOpt,
 )
+from robustbench_ln.cli.process import command_line
 
 
 def eval_command(
@@ -51,7 +52,7 @@ def eval_command(
     noise: NoiseOpt = None,
     sigma: SigmaOpt = None,
     preset: PresetOpt = None,
-    range: RangeOpt = "clip",
+    range: RangeOpt = None,
     corruption: CorruptionOpt = None,
     severity: SeverityOpt = "1:5",
     suite: SuiteOpt = None,
@@ -79,6 +80,7 @@ def eval_command(
     quiet: QuietOpt = False,
     no_predictions: NoPredictionsOpt = False,
     config: ConfigOpt = None,  # noqa: ARG001 - read before the others, as their defaults
+    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Measure accuracy under noise and corruption, for every evaluation mode.
 
@@ -98,10 +100,13 @@ def eval_command(
         print("loading ...", file=sys.stderr, flush=True)
     from robustbench_ln.api import evaluate_plan, threads_of
     from robustbench_ln.cli.progress import Display
+    from robustbench_ln.corruptions.plan import DEFAULT_RANGE, preset_with_range
     from robustbench_ln.planning import plan_run
     from robustbench_ln.reports import summarise, terminal
     from robustbench_ln.results import dump_document
 
+    if preset is not None and range is not None:
+        raise preset_with_range(preset, range)
     with threads_of(threads):
         plan = plan_run(
             model,
@@ -109,7 +114,7 @@ def eval_command(
             noise=noise,
             sigma=sigma,
             preset=preset,
-            range=range,
+            range=range or DEFAULT_RANGE,
             corruption=corruption,
             severity=severity,
             suite=suite,
@@ -139,14 +144,17 @@ def eval_command(
                 out=folder,
                 workers=workers,
                 on_event=display.on_event,
-                command=shlex.join(["lnbench", *sys.argv[1:]]),
+                command=command_line(),
             )
-    for warning in results.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    summary = summarise(results.document, results.hits)
+    # The table ends with the warnings: on a terminal that shows both streams, once is enough.
+    if json or not (sys.stdout.isatty() and sys.stderr.isatty()):
+        for warning in summary.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
     if json:
         typer.echo(dump_document(results.document), nl=False)
     else:
-        terminal.show(summarise(results.document, results.hits))
+        terminal.show(summary)
     if not quiet:
         print(f"results in {folder}", file=sys.stderr)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustbench_ln.cli.options import ArchOpt, EmaOpt, JsonOpt, NormalizeOpt, TrustOpt
+from robustbench_ln.cli.options import ArchOpt, DebugOpt, EmaOpt, JsonOpt, NormalizeOpt, TrustOpt
 from robustbench_ln.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,10 +23,14 @@ def inspect_command(
     ema: EmaOpt = None,
     tree: Annotated[bool, typer.Option("--tree", help="Draw the whole tree of modules, not only its top.")] = False,
     probe: Annotated[
-        Path | None, typer.Option("--probe", help="float32 .npy (N, C, H, W) in [0, 1] to run the network on.")
+        Path | None,
+        typer.Option("--probe", metavar="FILE", help="float32 .npy (N, C, H, W) in [0, 1] to run the network on."),
     ] = None,
-    logits: Annotated[Path | None, typer.Option("--logits", help="Where the probe's logits go, as JSON.")] = None,
+    logits: Annotated[
+        Path | None, typer.Option("--logits", metavar="FILE", help="Where the probe's logits go, as JSON.")
+    ] = None,
     json: JsonOpt = False,
+    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Say what a model file is: container, architecture, norm layers, the modes it can run, preprocessing.
 

@@ -20,6 +20,16 @@ from robustbench_ln.errors import UsageError
 from robustbench_ln.types import Condition
 
 DEFAULT_NOISES = ("agn",)
+DEFAULT_RANGE = "clip"
+
+
+def preset_with_range(preset: str, range: str) -> UsageError:
+    """The error for a preset and a range that were both asked for."""
+    return UsageError(
+        "a preset brings its own range",
+        found=f"--preset {preset} --range {range}",
+        hint="one of them (lnbench list presets)",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +98,7 @@ def plan_degradations(
     noise: str | Iterable[str] | None = None,
     sigma: str | float | Sequence[float] | None = None,
     preset: str | None = None,
-    range: str = "clip",
+    range: str = DEFAULT_RANGE,
     corruption: str | Iterable[str] | None = None,
     severity: str | int | Sequence[int] = "1:5",
     suite: str | None = None,
@@ -119,6 +129,8 @@ def plan_degradations(
         if noise is not None or sigma is not None:
             raise UsageError("a preset brings its own noises and grids", found="--noise or --sigma", hint="one of them")
         chosen_preset = load_preset(preset)
+        if range not in (DEFAULT_RANGE, chosen_preset.range_policy):
+            raise preset_with_range(preset, range)
         noises = plan_noises(chosen_preset.requests, range_policy=chosen_preset.range_policy, repeats=repeats)
     else:
         if noise is None and asked and sigma is not None:

@@ -5,6 +5,7 @@ To add one, write a module with an opener and give it a row in `DATASETS`; the t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from robustbench_ln.data.base import ArrayDataset, Dataset, Request
@@ -14,7 +15,7 @@ from robustbench_ln.data.geometry import Geometry, parse_geometry
 from robustbench_ln.data.imagefolder import ImageFolder, open_imagefolder
 from robustbench_ln.data.imagenet import ImageNet, open_imagenet
 from robustbench_ln.data.npz import NpzDataset, open_npz
-from robustbench_ln.errors import unknown_name
+from robustbench_ln.errors import UsageError, unknown_name
 
 __all__ = [
     "DATASETS",
@@ -66,6 +67,8 @@ def open_dataset(
     """
     kind, _, argument = spec.partition(":")
     if kind not in DATASETS:
+        if os.path.isdir(spec):  # noqa: PTH112 - pathlib's raises where a name can be none
+            raise UsageError("--data names no kind", found=f"the folder {spec!r}", hint=f"--data imagefolder:{spec}")
         raise unknown_name("data set", kind, DATASETS)
     for option, value, known in (("split", split, ("test", "train")), ("on-bad-image", on_bad_image, ("stop", "skip"))):
         if value not in known:
