@@ -72,7 +72,7 @@ ModelsOpt = Annotated[
         "--model",
         metavar="MODEL",
         help="Checkpoint file or folder, demo:bn, demo:ln, torchvision:NAME, timm:NAME, hf-hub:OWNER/NAME or "
-        "python:package.module:factory. Repeat to compare.",
+        "python:MODULE:FACTORY. Repeat to compare.",
         rich_help_panel=_WHAT,
     ),
 ]
