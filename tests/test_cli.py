@@ -135,8 +135,7 @@ def test_a_config_file_holds_any_option_and_the_command_line_wins(here: Here, de
 
 def test_a_list_in_a_config_file_is_a_grid_and_nothing_is_not_given(here: Here, desk: Path) -> None:
     (desk / "list.yaml").write_text(
-        "model: [bn.pt]\ndata: npz:data.npz\nnoise: agn\nsigma: [0, 0.5]\n"
-        "modes: [bn]\nlimit: null\ndevice: ~\npreset:\n"
+        "model: [bn.pt]\ndata: npz:data.npz\nnoise: agn\nsigma: [0, 0.5]\nmodes: [bn]\nlimit: null\nsuite: ~\npreset:\n"
     )
     document = json.loads(
         here("eval", "--config", "list.yaml", "--normalize", "half", "--out", "list", "--json").stdout

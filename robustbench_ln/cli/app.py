@@ -122,7 +122,8 @@ def _plain_words(error: BaseException) -> tuple[str, str, str]:
     if hasattr(error, "possibilities"):
         name, near = getattr(error, "option_name", ""), " or ".join(error.possibilities or [])
         return f"no such option {name}", name, near
-    return error.format_message() if hasattr(error, "format_message") else str(error), "", ""
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    return message.rstrip("."), "", ""
 
 
 def _report(error: BaseException, code: int, what: str, found: str, hint: str) -> int:
