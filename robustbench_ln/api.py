@@ -36,7 +36,7 @@ def evaluate(
     noise: str | Iterable[str] | None = None,
     sigma: str | float | Sequence[float] | None = None,
     preset: str | None = None,
-    range: str = "clip",
+    range: str | None = None,
     corruption: str | Iterable[str] | None = None,
     severity: str | int | Sequence[int] = "1:5",
     suite: str | None = None,
@@ -73,7 +73,7 @@ def evaluate(
         noise: names with or without a grid (``"agn,mbn=0:0.5:0.1"``); ``agn`` when no corruption is named either.
         sigma: grid of the noises without one (``"0:3:0.25"``, a number, or numbers).
         preset: a named set of noises, grids and range policy instead.
-        range: what happens to noisy values outside [0, 1]: ``clip``, ``rescale`` or ``none``.
+        range: what happens to noisy values outside [0, 1]: ``clip`` (when left out), ``rescale`` or ``none``.
         corruption: names of the suite, ``all``, ``common`` (the 15 of mCE) or ``extra``.
         severity: of corruptions, each 1 to 5 (``"1:5"``, ``"1,3,5"``, a number, or numbers).
         suite: whose constants (``cifar10-c``, or a YAML file); the one nearest in size when left out.

@@ -126,7 +126,7 @@ def plan_run(
     noise: str | Iterable[str] | None = None,
     sigma: str | float | Sequence[float] | None = None,
     preset: str | None = None,
-    range: str = "clip",
+    range: str | None = None,
     corruption: str | Iterable[str] | None = None,
     severity: str | int | Sequence[int] = "1:5",
     suite: str | None = None,

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from robustbench_ln.errors import InputError, ResourceError, UsageError
@@ -24,6 +25,7 @@ from robustbench_ln.models.architectures import (
     norm_form,
     shapes_of,
     timm_zoo,
+    torchvision_zoo,
 )
 from robustbench_ln.models.recognition import fitting
 from robustbench_ln.norms import SwitchableNorm2d, convert_to_localnorm, norm_kind, norm_layers, replace_norms
@@ -398,6 +400,11 @@ def test_switchable_norm_moves_its_running_statistics_in_training_only() -> None
 
 
 # timm
+
+
+def test_the_table_holds_torchvisions_classifiers() -> None:
+    # A newer torchvision may have more.
+    assert set(torchvision_zoo.NAMES) <= set(torchvision.models.list_models(module=torchvision.models))
 
 
 def test_timm_is_not_imported_for_what_the_table_knows_and_the_index_is_read_without_it(tmp_path: Path) -> None:

@@ -702,7 +702,7 @@ def test_fewer_classes_in_the_data_than_logits_is_said() -> None:
         {"modes": "bnn"}, {"noise": "agm"}, {"sigma": "-1"}, {"sigma": "nan"}, {"noise": "mbn=0,2"}, {"range": "clamp"},
         {"seed": -1}, {"limit": 0}, {"batch_size": 0}, {"repeats": 0}, {"group_size": 0}, {"threads": 0},
         {"workers": -1}, {"device": "tpu"}, {"device": "cuda:99"}, {"normalize": "imagenat"}, {"preset": "paper"},
-        {"preset": "paper-fig6", "sigma": "1"}, {"modes": "bn-adapt"},
+        {"preset": "paper-fig6", "sigma": "1"}, {"preset": "paper-fig6", "range": "clip"}, {"modes": "bn-adapt"},
     ],
 )  # fmt: skip
 def test_bad_words_are_refused_before_any_file_is_read(bad: dict[str, Any]) -> None:

@@ -100,13 +100,11 @@ def eval_command(
         print("loading ...", file=sys.stderr, flush=True)
     from robustbench_ln.api import evaluate_plan, threads_of
     from robustbench_ln.cli.progress import Display
-    from robustbench_ln.corruptions.plan import DEFAULT_RANGE, preset_with_range
-    from robustbench_ln.planning import plan_run
+    from robustbench_ln.planning import check_numbers, plan_run
     from robustbench_ln.reports import summarise, terminal
     from robustbench_ln.results import dump_document
 
-    if preset is not None and range is not None:
-        raise preset_with_range(preset, range)
+    check_numbers(workers=workers)
     with threads_of(threads):
         plan = plan_run(
             model,
@@ -114,7 +112,7 @@ def eval_command(
             noise=noise,
             sigma=sigma,
             preset=preset,
-            range=range or DEFAULT_RANGE,
+            range=range,
             corruption=corruption,
             severity=severity,
             suite=suite,

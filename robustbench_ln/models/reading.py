@@ -19,7 +19,6 @@ from typing import IO, Any
 
 import safetensors
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from robustbench_ln.errors import InputError, LnbenchError, ResourceError
@@ -73,7 +72,9 @@ def _absent(path: Path) -> InputError:
         names = sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
         near = [str(folder / name) for name in difflib.get_close_matches(path.name, names, n=3)]
         found = f"{len(names)} other files and folders in {folder.resolve()}"
-    if str(path) in torchvision.models.list_models():
+    from torchvision.models import list_models  # slow to import
+
+    if str(path) in list_models():
         near.insert(0, f"torchvision:{path}")
     hint = "a file that exists, or a name such as demo:bn, torchvision:NAME, timm:NAME or python:package.module:factory"
     return InputError(f"no such model file: {path}", found=found, hint=" or ".join(near) or hint)

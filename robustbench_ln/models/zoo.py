@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
 from robustbench_ln.errors import InputError, LnbenchError, UsageError, unknown_name
 from robustbench_ln.models.architectures.timm_zoo import unknown_timm
@@ -23,6 +22,8 @@ from robustbench_ln.models.sniffing import refused
 
 def load_torchvision(spec: str, name: str) -> LoadedModel:
     """The torchvision network of that name with its default weights."""
+    import torchvision  # slow to import
+
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise unknown_name("torchvision model", name, known, listing="lnbench list architectures")

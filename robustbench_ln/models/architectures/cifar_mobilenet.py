@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import torchvision
 from torch import nn
 
 from robustbench_ln.models.architectures.architecture import Architecture
@@ -95,8 +94,10 @@ def _weiaicunzai(num_classes: int) -> nn.Module:
 
 
 def _torchvision(num_classes: int, *, width: float) -> nn.Module:
+    from torchvision.models import MobileNetV2  # slow to import, and seldom needed
+
     setting = [list(stage) for stage in _STAGES]
-    network: nn.Module = torchvision.models.MobileNetV2(num_classes, width, inverted_residual_setting=setting)
+    network: nn.Module = MobileNetV2(num_classes, width, inverted_residual_setting=setting)
     network.get_submodule("features.0.0").stride = (1, 1)  # type: ignore[assignment]
     return network
 
