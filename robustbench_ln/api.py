@@ -36,7 +36,7 @@ def evaluate(
     noise: str | Iterable[str] | None = None,
     sigma: str | float | Sequence[float] | None = None,
     preset: str | None = None,
-    range: str = "clip",
+    range: str | None = None,
     corruption: str | Iterable[str] | None = None,
     severity: str | int | Sequence[int] = "1:5",
     suite: str | None = None,
@@ -54,6 +54,7 @@ def evaluate(
     arch: str | None = None,
     normalize: str = "auto",
     trust: bool = False,
+    ema: bool | None = None,
     on_bad_image: str = "stop",
     resize: int | None = None,
     crop: int | None = None,
@@ -65,13 +66,14 @@ def evaluate(
     """Measure accuracy under noise and corruption, for every evaluation mode, on the same degraded images.
 
     Args:
-        model: what ``--model`` takes (a file, ``demo:bn``, ``torchvision:resnet18``,
+        model: what ``--model`` takes (a file, ``demo:bn``, ``torchvision:resnet18``, ``timm:resnet18``,
             ``python:package.module:factory``), a module that returns logits, or several of them.
-        data: what ``--data`` takes (``demo``, ``cifar10``, ``imagefolder:DIR``, ``npz:FILE``), or a data set.
+        data: what ``--data`` takes (``demo``, ``cifar10``, ``imagefolder:DIR``, ``imagenet:DIR``, ``npz:FILE``), or a
+            data set.
         noise: names with or without a grid (``"agn,mbn=0:0.5:0.1"``); ``agn`` when no corruption is named either.
         sigma: grid of the noises without one (``"0:3:0.25"``, a number, or numbers).
         preset: a named set of noises, grids and range policy instead.
-        range: what happens to noisy values outside [0, 1]: ``clip``, ``rescale`` or ``none``.
+        range: what happens to noisy values outside [0, 1]: ``clip`` (when left out), ``rescale`` or ``none``.
         corruption: names of the suite, ``all``, ``common`` (the 15 of mCE) or ``extra``.
         severity: of corruptions, each 1 to 5 (``"1:5"``, ``"1,3,5"``, a number, or numbers).
         suite: whose constants (``cifar10-c``, or a YAML file); the one nearest in size when left out.
@@ -89,6 +91,7 @@ def evaluate(
         arch: architecture of a checkpoint, where it is not to be recognised.
         normalize: ``auto``, ``imagenet``, ``cifar10``, ``half``, ``none`` or ``MEAN;STD``.
         trust: allow files that can run code when read.
+        ema: of files with two copies of the weights take the averaged one, or (False) the plain one.
         on_bad_image: ``stop``, or ``skip`` to leave unreadable images out.
         resize: shorter side after resizing, in pixels.
         crop: side of the centre crop, in pixels.
@@ -129,6 +132,7 @@ def evaluate(
             arch=arch,
             normalize=normalize,
             trust=trust,
+            ema=ema,
             on_bad_image=on_bad_image,
             resize=resize,
             crop=crop,
@@ -199,7 +203,7 @@ def _doubts(run: Run, rows: list[ResultRow]) -> list[str]:
         clean = {row.mode: row for row in mine if row.condition.kind == "clean"}
         own = next((clean[mode] for mode in _OWN_MODES if mode in clean), None)
         own = own or max(clean.values(), key=lambda row: row.accuracy, default=None)
-        if own is not None:
+        if own is not None and classes > 1:
             low, _ = wilson(own.counts.correct, own.counts.n)
             threshold = (1.2 if classes == 2 else 2.0) / classes
             if low < threshold:

@@ -76,16 +76,20 @@ class TrustError(LnbenchError):
     exit_code = 6
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """The error for a name that is in no table: near matches first, then the whole list.
+def unknown_name(kind: str, name: str, known: Iterable[str], *, listing: str = "") -> UsageError:
+    """The error for a name that is in no table: near matches first, then the whole list, or where to find it.
 
     Args:
         kind: what the name should have been, in the singular ("mode", "noise").
         name: what the user wrote.
         known: every name that would have been right.
+        listing: what lists them, where there are hundreds.
     """
     names = list(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    listed = ", ".join(names)
-    hint = f"{' or '.join(near)}; known: {listed}" if near else f"one of {listed}"
+    if listing:
+        hint = f"{' or '.join(near)}; {listing} names all" if near else f"{listing} names all"
+    else:
+        listed = ", ".join(names)
+        hint = f"{' or '.join(near)}; known: {listed}" if near else f"one of {listed}"
     return UsageError(f"unknown {kind} {name!r}", found=repr(name), hint=hint)

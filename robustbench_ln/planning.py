@@ -18,7 +18,9 @@ from robustbench_ln.errors import InputError, LnbenchError, UsageError, unknown_
 from robustbench_ln.models import (
     Classifier,
     LoadedModel,
+    Preprocessing,
     choose_preprocessing,
+    doubt,
     load_model,
     parse_normalize,
     wrap_module,
@@ -124,7 +126,7 @@ def plan_run(
     noise: str | Iterable[str] | None = None,
     sigma: str | float | Sequence[float] | None = None,
     preset: str | None = None,
-    range: str = "clip",
+    range: str | None = None,
     corruption: str | Iterable[str] | None = None,
     severity: str | int | Sequence[int] = "1:5",
     suite: str | None = None,
@@ -140,6 +142,7 @@ def plan_run(
     arch: str | None = None,
     normalize: str = "auto",
     trust: bool = False,
+    ema: bool | None = None,
     on_bad_image: str = "stop",
     resize: int | None = None,
     crop: int | None = None,
@@ -175,7 +178,8 @@ def plan_run(
     if not requested:
         raise UsageError("no model was named", hint="--model demo:bn")
     loaded = [
-        load_model(one, arch=arch, trust=trust) if isinstance(one, str) else wrap_module(one) for one in requested
+        load_model(one, arch=arch, trust=trust, ema=ema) if isinstance(one, str) else wrap_module(one)
+        for one in requested
     ]
     zoo = next((one.geometry for one in loaded if one.geometry), None) if resize is None and crop is None else None
     dataset = (
@@ -212,8 +216,10 @@ def plan_run(
         schedules, left_out = _schedules(one, names, group_size, dataset)
         skipped += [f"{info.id}: {why}" for why in left_out]
         warnings += [f"{info.id}: {cut.warning}" for cut in schedules if cut.warning]
-        if len(dataset.classes) < info.num_classes:
-            warnings.append(f"{info.id} has {info.num_classes} logits, the data has {len(dataset.classes)} classes")
+        if len(dataset.classes) != info.num_classes:
+            warnings.append(
+                f"{info.id} was trained for {info.num_classes} classes, the data has {len(dataset.classes)}"
+            )
         planned.append(PlannedModel(info, classifier.to(target), _without_twins(schedules)))
     if names is not None:
         _check_every_mode_runs(names, planned, loaded, group_size)
@@ -292,19 +298,22 @@ def _schedules(
     """
     norms = NetworkNorms.of(one.network, one.group_size)
     asked = {parse_mode(name).unsized for name in names or () if name != "all"}
-    schedules, left_out = [], []
+    schedules: list[Schedule] = []
+    left_out: dict[str, list[str]] = {}
     for mode in choose_modes(names, norms, group_size=group_size):
         refusal = norms.refusal(mode)
         if refusal:
-            left_out.append(f"mode {mode.name} is skipped, {refusal}")
+            left_out.setdefault(refusal, []).append(mode.name)
             continue
         try:
             schedules.append(schedule(mode, norms, len(dataset), dataset.image_size))
         except InputError as error:
             if mode.unsized in asked:
                 raise
-            left_out.append(f"mode {mode.name} is skipped: {error.what} ({error.found})")
-    return schedules, left_out
+            left_out.setdefault(f"{error.what} ({error.found})", []).append(mode.name)
+    return schedules, [
+        f"mode{'s' if len(modes) > 1 else ''} {', '.join(modes)} skipped: {why}" for why, modes in left_out.items()
+    ]
 
 
 def _check_classes(one: LoadedModel, dataset: Dataset) -> None:
@@ -348,6 +357,10 @@ def _prepare(
     warnings: list[str] = []
     if fixed is not None:
         (mean, std), why = fixed, f"--normalize {normalize}"
+        known = None if one.mean is None else Preprocessing(one.preprocessing, one.mean, one.std or ())
+        with frozen_state(one.network):
+            said = doubt(one.network, Preprocessing(normalize, mean, std), known, *probe)
+        warnings += [f"{one.source}: {said}"] if said else []
     elif one.mean is not None:
         mean, std, why = one.mean, one.std or (), one.preprocessing
     else:
@@ -355,7 +368,9 @@ def _prepare(
             choice = choose_preprocessing(one.network, *probe)
         mean, std, why = choice.mean, choice.std, choice.text
         warnings.append(f"{one.source}: preprocessing was found by trial: {choice.text}")
-    identity = repr((one.sha256, one.arch, tuple(mean), tuple(std), one.group_size))
+    # Last and only where there are any, so that other models keep their ids.
+    more = [text for text in (one.copy, one.code) if text]
+    identity = repr((one.sha256, one.arch, tuple(mean), tuple(std), one.group_size, *more))
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     norms = NetworkNorms.of(one.network, one.group_size)
     info = ModelInfo(

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from robustbench_ln.corruptions import degrade, plan_degradations, to_levels
 from robustbench_ln.data import ArrayDataset, Dataset, open_dataset, parse_geometry
 from robustbench_ln.data.geometry import resized
-from robustbench_ln.data.imagefolder import read_image
+from robustbench_ln.data.imagefiles import read_image
 from robustbench_ln.errors import UsageError
 from robustbench_ln.results.files import writing
 

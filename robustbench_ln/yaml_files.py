@@ -76,7 +76,9 @@ def read_yaml(path: Path, *, as_text: bool = False) -> YamlFile:
         line = error.problem_mark.line if error.problem_mark else 0
         raise _problem(path, line, "not YAML", found=str(error.problem)) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path.name} is not YAML", found=str(error).split("\n")[0]) from None
+        raise InputError(
+            f"{path.name} is not YAML", found=str(error).split("\n")[0], hint="plain keys and values"
+        ) from None
     return YamlFile(path.name, content, lines)
 
 

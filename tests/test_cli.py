@@ -1,14 +1,20 @@
-"""The console script as a user meets it: output, exit codes, three-line errors."""
+"""The command line as a user meets it: output, exit codes, three-line errors.
+
+Starting a process costs seconds, most of them torch's. So each command runs once as the console script, with one bad
+input, and everything else goes through the same entry point in this process.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +22,20 @@ import pytest
 import torch
 from torch import nn
 
+from robustbench_ln.cli.app import main
 from robustbench_ln.norms import EVAL_MODES
+from robustbench_ln.reports.summary import CAUTIOUS
 from tests.conftest import random_network, toy_arrays
 
 SCRIPT = shutil.which("lnbench", path=str(Path(sys.executable).parent)) or shutil.which("lnbench")
 
 
-def lnbench(*arguments: str, cwd: Path, check: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+Done = subprocess.CompletedProcess[str]
+Here = Callable[..., Done]
+
+
+def lnbench(*arguments: str, cwd: Path, check: int = 0, **environment: str) -> Done:
+    """The console script, in a process of its own."""
     assert SCRIPT, "the console script lnbench is not installed beside this Python"
     done = subprocess.run(
         [SCRIPT, *arguments],
@@ -33,16 +46,39 @@ def lnbench(*arguments: str, cwd: Path, check: int | None = 0, **environment: st
         timeout=300,
         check=False,
     )
-    assert check is None or done.returncode == check, done.stderr
+    assert done.returncode == check, done.stderr
     return done
 
 
-def error_of(done: subprocess.CompletedProcess[str]) -> str:
+@pytest.fixture
+def here(desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Here]:
+    """What the console script calls, in this process and on the desk."""
+    monkeypatch.chdir(desk)
+    monkeypatch.setenv("LNBENCH_DEBUG", "")
+    monkeypatch.setattr(logging.getLogger("robustbench_ln"), "handlers", [])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*arguments: str, check: int = 0) -> Done:
+        monkeypatch.setattr(sys, "argv", ["lnbench", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        done = subprocess.CompletedProcess(arguments, leaving.value.code, *capsys.readouterr())
+        assert done.returncode == check, done.stderr
+        return done
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def error_of(done: Done) -> str:
     """The three last lines on stderr, which every error ends with."""
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     lines = done.stderr.strip().split("\n")[-3:]
     assert [line.partition(":")[0] for line in lines] == ["error", "found", "try"], done.stderr
+    assert all(line.partition(": ")[2] not in ("", "-") for line in lines), done.stderr
     return "\n".join(lines)
 
 
@@ -59,7 +95,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 QUICK = ("--data", "npz:data.npz", "--noise", "agn=0,1", "--modes", "bn,dynbn-batch:16", "--normalize", "half")
 
 
-def test_the_main_job_prints_a_table_and_writes_a_folder(desk: Path) -> None:
+def test_the_main_job_prints_a_table_and_writes_a_folder(here: Here, desk: Path) -> None:
     done = lnbench("eval", "--model", "bn.pt", *QUICK, cwd=desk)
     assert "dynbn-batch" in done.stdout
     assert "agn" in done.stdout
@@ -68,12 +104,12 @@ def test_the_main_job_prints_a_table_and_writes_a_folder(desk: Path) -> None:
     document = json.loads((desk / "runs" / "bn-npz-data" / "results.json").read_text())
     assert len(document["rows"]) == 6
     assert document["run"]["command"].endswith(" ".join(QUICK))
-    again = lnbench("eval", "--model", "bn.pt", *QUICK, cwd=desk)
+    again = here("eval", "--model", "bn.pt", *QUICK)
     assert again.stdout == done.stdout
 
 
-def test_json_is_one_document_and_nothing_else(desk: Path) -> None:
-    done = lnbench("eval", "--model", "bn.pt", *QUICK, "--json", "--out", "json", cwd=desk)
+def test_json_is_one_document_and_nothing_else(here: Here) -> None:
+    done = here("eval", "--model", "bn.pt", *QUICK, "--json", "--out", "json")
     document = json.loads(done.stdout)
     assert document["schema_version"] == 1
     for row in document["rows"]:
@@ -81,26 +117,50 @@ def test_json_is_one_document_and_nothing_else(desk: Path) -> None:
         assert row["ci95"][0] <= row["accuracy"] <= row["ci95"][1]
 
 
-def test_quiet_leaves_stderr_to_warnings(desk: Path) -> None:
-    done = lnbench("eval", "--model", "bn.pt", *QUICK, "--quiet", "--out", "quiet", cwd=desk)
+def test_quiet_leaves_stderr_to_warnings(here: Here) -> None:
+    done = here("eval", "--model", "bn.pt", *QUICK, "--quiet", "--out", "quiet")
     assert all(line.startswith("warning: ") for line in done.stderr.splitlines())
 
 
-def test_a_config_file_holds_any_option_and_the_command_line_wins(desk: Path) -> None:
+def test_a_config_file_holds_any_option_and_the_command_line_wins(here: Here, desk: Path) -> None:
     (desk / "run.yaml").write_text(
         "model: bn.pt\ndata: npz:data.npz\nnoise: [agn]\nsigma: 0:1:0.5\nmodes: bn\nlimit: 20\n"
     )
-    done = lnbench("eval", "--config", "run.yaml", "--limit", "30", "--json", "--out", "config", cwd=desk)
+    done = here("eval", "--config", "run.yaml", "--limit", "30", "--json", "--out", "config")
     document = json.loads(done.stdout)
     assert document["run"]["limit"] == 30
     assert {row["mode"] for row in document["rows"]} == {"bn"}
     assert [row["condition"]["level"] for row in document["rows"]] == [0, 0, 0.5, 1]
-    (desk / "bad.yaml").write_text("sigmas: 1\n")
-    assert "sigma" in error_of(lnbench("eval", "--config", "bad.yaml", cwd=desk, check=2))
 
 
-def test_the_demo_runs_offline_and_shows_the_papers_effect(tmp_path: Path) -> None:
-    done = lnbench(
+def test_a_list_in_a_config_file_is_a_grid_and_nothing_is_not_given(here: Here, desk: Path) -> None:
+    (desk / "list.yaml").write_text(
+        "model: [bn.pt]\ndata: npz:data.npz\nnoise: agn\nsigma: [0, 0.5]\nmodes: [bn]\nlimit: null\nsuite: ~\npreset:\n"
+    )
+    document = json.loads(
+        here("eval", "--config", "list.yaml", "--normalize", "half", "--out", "list", "--json").stdout
+    )
+    assert [row["condition"]["level"] for row in document["rows"]] == [0, 0, 0.5]
+    assert document["run"]["limit"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "says"),
+    [
+        ("sigmas: 1\n", 2, "sigma"),
+        ("model: x\nlimit: [1, 2]\n", 2, "--limit"),
+        ("sigma: {from: 0}\n", 3, "line 1: sigma"),
+        ("model: [[bn.pt]]\n", 3, "line 1: model"),
+        ("- model\n", 3, "list"),
+    ],
+)
+def test_a_config_file_that_makes_no_sense_is_refused(here: Here, desk: Path, text: str, code: int, says: str) -> None:
+    (desk / "bad.yaml").write_text(text)
+    assert says in error_of(here("eval", "--config", "bad.yaml", check=code))
+
+
+def test_the_demo_runs_offline_and_shows_the_papers_effect(here: Here) -> None:
+    done = here(
         "eval",
         "--model",
         "demo:bn",
@@ -109,8 +169,8 @@ def test_the_demo_runs_offline_and_shows_the_papers_effect(tmp_path: Path) -> No
         "--noise",
         "agn=0,2",
         "--json",
-        cwd=tmp_path,
-        LNBENCH_OFFLINE="1",
+        "--limit",
+        "500",
     )
     rows = json.loads(done.stdout)["rows"]
     accuracy = {(row["mode"], row["condition"]["name"], row["condition"]["level"]): row["accuracy"] for row in rows}
@@ -121,36 +181,58 @@ def test_the_demo_runs_offline_and_shows_the_papers_effect(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("model", ["demo:bn", "demo:ln", "bn.pt"])
-def test_inspect_tells_what_a_model_is(desk: Path, model: str) -> None:
-    facts = json.loads(lnbench("inspect", model, "--json", cwd=desk).stdout)
+def test_inspect_tells_what_a_model_is(here: Here, model: str) -> None:
+    facts = json.loads(here("inspect", model, "--json").stdout)
     assert facts["arch"] == "demo-net"
     assert facts["num_classes"] == 10
     assert facts["norm_layers"] == 4
     assert facts["norm"] == ("ln" if model == "demo:ln" else "bn")
     prefixes = ("ln-", "native") if model == "demo:ln" else ("bn", "dynbn", "native")
     assert facts["modes"] == [name for name in EVAL_MODES if name.startswith(prefixes)]
-    assert "demo-net" in lnbench("inspect", model, cwd=desk).stdout
+    assert "demo-net" in here("inspect", model).stdout
 
 
-def test_inspect_runs_the_network_on_a_probe(desk: Path) -> None:
+def test_inspect_runs_the_network_on_a_probe(here: Here, desk: Path) -> None:
     images = np.random.default_rng(0).random((3, 3, 16, 16), np.float32)
     np.save(desk / "probe.npy", images)
-    lnbench("inspect", "bn.pt", "--normalize", "half", "--probe", "probe.npy", "--logits", "logits.json", cwd=desk)
+    here("inspect", "bn.pt", "--normalize", "half", "--probe", "probe.npy", "--logits", "logits.json")
     with torch.no_grad():
         expected = random_network()((torch.from_numpy(images) - 0.5) / 0.5)
     assert np.allclose(json.loads((desk / "logits.json").read_text()), expected.numpy(), atol=1e-5)
     np.save(desk / "bad.npy", images * 255)
-    error_of(lnbench("inspect", "bn.pt", "--probe", "bad.npy", "--logits", "x.json", cwd=desk, check=3))
+    error_of(here("inspect", "bn.pt", "--probe", "bad.npy", "--logits", "x.json", check=3))
 
 
-@pytest.mark.parametrize("kind", ["modes", "noises", "ranges", "presets", "data", "architectures"])
-def test_list_names_everything(desk: Path, kind: str) -> None:
-    table = json.loads(lnbench("list", kind, "--json", cwd=desk).stdout)[kind]
-    text = lnbench("list", kind, cwd=desk).stdout
+@pytest.mark.parametrize(
+    "kind", ["modes", "noises", "ranges", "presets", "corruptions", "suites", "data", "architectures"]
+)
+def test_list_names_everything_at_any_width(here: Here, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    table = json.loads(here("list", kind, "--json").stdout)[kind]
     for row in table:
-        name = next(iter(row.values()))
-        assert name in text
         assert all(row.values())
+    for width in (60, 140):
+        monkeypatch.setenv("COLUMNS", str(width))
+        text = here("list", kind).stdout
+        assert max(map(len, text.splitlines())) <= width
+        # Whole, in whatever way the lines are broken: every word is there, in its column's order.
+        for row in table:
+            assert next(iter(row.values())) in text
+            assert set(" ".join(row.values()).split()) <= set(text.split())
+
+
+COMMANDS = [["eval"], ["corrupt"], ["preview"], ["inspect"], ["list"], ["bench"], ["bench", "corruptions"]]
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("command", [[], *COMMANDS], ids=" ".join)
+def test_help_is_whole_on_narrow_terminals(
+    here: Here, monkeypatch: pytest.MonkeyPatch, command: list[str], width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    text = here(*command, "--help").stdout
+    assert "…" not in text
+    assert "<bool>" not in text
+    assert max(map(len, text.splitlines())) <= width
 
 
 @pytest.mark.parametrize("command", [[], ["eval"], ["inspect"], ["list"]])
@@ -190,14 +272,23 @@ MODEL = ("eval", "--model", "no-such-model.pt")
         ((*MODEL, "--sigma", "-0.5"), "-0.5"),
         ((*MODEL, "--sigma", "nan"), "nan"),
         ((*MODEL, "--sigma", "much"), "much"),
+        ((*MODEL, "--sigma", "1_0"), "1_0"),
+        ((*MODEL, "--preset", "paper-fig6", "--range", "clip"), "--range clip"),
+        ((*MODEL, "--preset", "paper-fig6", "--sigma", "1"), "--sigma"),
+        ((*MODEL, "--out", ""), "--out"),
         ((*MODEL, "--noise", "mbn=1.5"), "probability"),
         ((*MODEL, "--preset", "paper-fig7"), "paper-fig6"),
         ((*MODEL, "--limit", "0"), "--limit"),
-        ((*MODEL, "--limit", "many"), "--limit"),
+        ((*MODEL, "--limit", "many"), "found: lnbench eval --model no-such-model.pt --limit many"),
         ((*MODEL, "--device", "gpu"), "--device"),
         (("eval", "--modell", "x"), "--model"),
-        (("evaluate",), "eval"),
-        (("eval",), "--model"),
+        (("evaluate",), "try: eval;"),
+        (("bench", "corruption"), "try: corruptions;"),
+        (("eval",), "try: lnbench eval --help"),
+        (("eval", "--model"), "found: lnbench eval --model"),
+        (("eval", "--model", "demo:bn", "--resize", "0"), "try: lnbench eval --help"),
+        (("eval", "--model", "demo:bn", "--data", "bad"), "try: --data imagefolder:bad"),
+        (("list", "modes", "extra"), "extra"),
         (("eval", "--model", "demo:bn", "--modes", "ln-batch"), "LocalNorm"),
         (("eval", "--model", "demo:bn", "--data", "cifra10"), "cifar10"),
         (("eval", "--model", "demo:xx"), "demo"),
@@ -206,8 +297,55 @@ MODEL = ("eval", "--model", "no-such-model.pt")
         (("inspect", "demo:bn", "--probe", "x.npy"), "--logits"),
     ],
 )
-def test_usage_errors_exit_2_and_offer_a_way(desk: Path, arguments: tuple[str, ...], says: str) -> None:
-    assert says in error_of(lnbench(*arguments, cwd=desk, check=2))
+def test_usage_errors_exit_2_and_offer_a_way(
+    here: Here, bad_files: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    assert says in error_of(here(*arguments, check=2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("eval", "--modell", "x"), 2),
+        (("corrupt", "--out", ""), 2),
+        (("preview", "--image", "data.npz"), 3),
+        (("inspect", "bn.pt", "--probe", "x.npy"), 2),
+        (("list", "moods"), 2),
+        (("bench", "corruption"), 2),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else None,
+)
+def test_every_command_leaves_with_its_code_and_three_lines(desk: Path, arguments: tuple[str, ...], code: int) -> None:
+    error_of(lnbench(*arguments, cwd=desk, check=code))
+
+
+@pytest.mark.parametrize("arguments", [("--debug", "list", "moods"), ("list", "moods", "--debug")])
+def test_tracebacks_are_shown_on_request(here: Here, arguments: tuple[str, ...]) -> None:
+    assert "Traceback" in here(*arguments, check=2).stderr
+    assert "Traceback" not in here("list", "ranges").stderr
+
+
+def test_what_the_numbers_give_reason_to_say_is_a_warning_like_any_other(here: Here) -> None:
+    done = here("eval", "--model", "bn.pt", *QUICK, "--repeats", "2", "--no-predictions", "--json", "--out", "cautious")
+    assert f"warning: {CAUTIOUS}\n" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX terminals")
+def test_a_terminal_shows_a_warning_once(desk: Path) -> None:
+    assert SCRIPT
+    terminal, end = os.openpty()
+    arguments = ["eval", "--model", "bn.pt", "--data", "npz:data.npz", "--noise", "agn=0", "--out", "terminal"]
+    shown = b""
+    with subprocess.Popen([SCRIPT, *arguments], cwd=desk, stdout=end, stderr=end):
+        os.close(end)
+        while True:
+            try:
+                shown += os.read(terminal, 4096)
+            except OSError:  # the other end is closed
+                break
+    os.close(terminal)
+    text = " ".join(shown.decode().split())
+    assert text.count("preprocessing was found by trial") == 1
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +360,7 @@ def bad_files(desk: Path) -> Path:
     torch.save(nn.Linear(2, 2), folder / "module.pt")
     network = random_network()
     torch.save({"optimizer": torch.optim.SGD(network.parameters(), 0.1).state_dict()}, folder / "optimizer.pt")
-    torch.save({f"strange.{key}": value for key, value in network.state_dict().items()}, folder / "strange.pt")
+    torch.save({f"{key}.strange": value for key, value in network.state_dict().items()}, folder / "strange.pt")
     torch.save(random_network(classes=4).state_dict(), folder / "classes.pt")
     (folder / "no-images").mkdir()
     return folder
@@ -242,16 +380,16 @@ def bad_files(desk: Path) -> Path:
         ("missing.pt", "missing.pt"),
     ],
 )
-def test_bad_checkpoints_exit_3_and_name_the_cause(desk: Path, bad_files: Path, file: str, says: str) -> None:
-    assert says in error_of(lnbench("eval", "--model", str(bad_files / file), *QUICK, cwd=desk, check=3))
+def test_bad_checkpoints_exit_3_and_name_the_cause(here: Here, bad_files: Path, file: str, says: str) -> None:
+    assert says in error_of(here("eval", "--model", str(bad_files / file), *QUICK, check=3))
 
 
-def test_bad_data_exits_3(desk: Path, bad_files: Path) -> None:
+def test_bad_data_exits_3(here: Here, bad_files: Path) -> None:
     for data in (f"imagefolder:{bad_files / 'no-images'}", "imagefolder:missing", "npz:bn.pt"):
-        error_of(lnbench("eval", "--model", "demo:bn", "--data", data, cwd=desk, check=3))
+        error_of(here("eval", "--model", "demo:bn", "--data", data, check=3))
 
 
-def test_unreadable_images_are_counted_named_and_left_out_on_request(desk: Path) -> None:
+def test_unreadable_images_are_counted_named_and_left_out_on_request(here: Here, desk: Path) -> None:
     from PIL import Image
 
     folder = desk / "pictures"
@@ -263,23 +401,23 @@ def test_unreadable_images_are_counted_named_and_left_out_on_request(desk: Path)
     for victim in victims:
         victim.write_bytes(victim.read_bytes()[:40])
     arguments = ("eval", "--model", "bn.pt", "--data", "imagefolder:pictures", "--noise", "agn=0", "--modes", "bn")
-    error = error_of(lnbench(*arguments, cwd=desk, check=3))
+    error = error_of(here(*arguments, check=3))
     assert "7" in error
     assert sum(victim.name in error for victim in victims) == 5
-    done = lnbench(*arguments, "--on-bad-image", "skip", "--json", cwd=desk)
+    done = here(*arguments, "--on-bad-image", "skip", "--json")
     document = json.loads(done.stdout)
     assert document["data"]["n"] == 33
     assert any("7" in warning for warning in document["run"]["warnings"])
 
 
-def test_a_folder_of_other_settings_exits_2_and_keeps_what_is_there(desk: Path) -> None:
+def test_a_folder_of_other_settings_exits_2_and_keeps_what_is_there(here: Here, desk: Path) -> None:
     arguments = ("eval", "--model", "bn.pt", *QUICK, "--out", "kept")
-    lnbench(*arguments, cwd=desk)
+    here(*arguments)
     before = (desk / "kept" / "results.json").read_bytes()
-    assert "seed" in error_of(lnbench(*arguments, "--seed", "1", cwd=desk, check=2))
+    assert "seed" in error_of(here(*arguments, "--seed", "1", check=2))
     assert (desk / "kept" / "results.json").read_bytes() == before
     (desk / "file").write_text("")
-    error_of(lnbench(*arguments[:-1], "file", cwd=desk, check=2))
+    error_of(here(*arguments[:-1], "file", check=2))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -304,40 +442,69 @@ def test_an_interrupt_saves_and_says_how_to_go_on(desk: Path, number: signal.Sig
     assert "go on with: lnbench eval" in stderr
     assert "Traceback" not in stderr
     kept = len(list(out.glob("rows/*.row")))
+    assert f"interrupted: {kept} of 602 rows are kept in {out}\n" in stderr
     assert len(json.loads((out / "results.json").read_text())["rows"]) == kept
     assert not list(out.rglob("*.tmp"))
 
 
-def test_names_from_files_are_shown_inert(desk: Path) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_an_interrupt_while_loading_says_that_nothing_was_evaluated(desk: Path) -> None:
+    assert SCRIPT
+    arguments = ["eval", "--model", "bn.pt", *QUICK, "--out", "never"]
+    process = subprocess.Popen([SCRIPT, *arguments], cwd=desk, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    assert process.stderr.readline() == "loading ...\n"
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr == f"interrupted: nothing was evaluated yet\ngo on with: lnbench {' '.join(arguments)}\n"
+    assert not (desk / "never").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
+@pytest.mark.parametrize(
+    "arguments",
+    [("eval", "--model", "bn.pt", *QUICK), ("list", "noises")],
+    ids=["eval", "list"],
+)
+def test_a_reader_that_leaves_is_no_error(desk: Path, arguments: tuple[str, ...]) -> None:
+    assert SCRIPT
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run([SCRIPT, *arguments], cwd=desk, stdout=writer, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writer)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+def test_names_from_files_are_shown_inert(here: Here, desk: Path) -> None:
     hostile = desk / "\x1b[31m[bold]evil\nname.pt"
     hostile.write_bytes((desk / "bn.pt").read_bytes())
-    done = lnbench("eval", "--model", hostile.name, *QUICK, "--out", "hostile", cwd=desk)
+    done = here("eval", "--model", hostile.name, *QUICK, "--out", "hostile")
     assert "\x1b[31m" not in done.stdout + done.stderr
 
 
 # ---- The real thing -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("file", "right"), [("resnet20-12fca82f.th", 0.81), ("resnet32-d509ac18.th", 0.825)])
-def test_real_checkpoints_are_recognised_with_their_preprocessing(
-    tmp_path: Path, shared: Path, cifar_test: Path, file: str, right: float
-) -> None:
-    done = lnbench(
-        "eval", "--model", str(shared / "checkpoints" / file), "--data", f"imagefolder:{cifar_test}",
-        "--noise", "agn=0",
-        "--modes", "bn", "--limit", "400", "--json", cwd=tmp_path,
-    )  # fmt: skip
+def test_a_real_checkpoint_is_recognised_with_its_preprocessing(here: Here, shared: Path, cifar_test: Path) -> None:
+    done = here(
+        *("eval", "--model", str(shared / "checkpoints" / "resnet20-12fca82f.th")),
+        *("--data", f"imagefolder:{cifar_test}", "--noise", "agn=0", "--modes", "bn", "--limit", "300", "--json"),
+    )
     document = json.loads(done.stdout)
-    assert document["models"][0]["arch"] == file.partition("-")[0]
+    assert document["models"][0]["arch"] == "resnet20"
     assert document["models"][0]["mean"] == pytest.approx([0.485, 0.456, 0.406])
-    assert abs(document["rows"][0]["accuracy"] - right) < 0.07
+    assert abs(document["rows"][0]["accuracy"] - 0.81) < 0.07
 
 
-def test_corruptions_are_evaluated_written_and_drawn(desk: Path) -> None:
-    done = lnbench(
+def test_corruptions_are_evaluated_written_and_drawn(here: Here, desk: Path) -> None:
+    done = here(
         *("eval", "--model", "bn.pt", "--data", "npz:data.npz", "--corruption", "fog,contrast", "--severity", "1,3"),
         *("--limit", "20", "--modes", "bn", "--out", "corrupted", "--json"),
-        cwd=desk,
     )
     rows = json.loads(done.stdout)["rows"]
     assert [(row["condition"]["name"], row["condition"]["level"]) for row in rows] == [
@@ -372,17 +539,19 @@ def test_corruptions_are_evaluated_written_and_drawn(desk: Path) -> None:
     ],
 )
 def test_what_is_wrong_with_corruptions_is_said_in_three_lines(
-    desk: Path, arguments: tuple[str, ...], code: int, says: str
+    here: Here, desk: Path, arguments: tuple[str, ...], code: int, says: str
 ) -> None:
     (desk / "bad.yaml").write_text(
         "description: x\nsize: 32\ncorruptions:\n  soft: {kernel: blur.gaussian_blur, family: blur, sigmas: 1}\n"
     )
     np.savez(desk / "grey.npz", images=np.zeros((4, 8, 8), np.uint8), labels=np.zeros(4, np.int64))
-    assert says in error_of(lnbench(*arguments, cwd=desk, check=code))
+    assert says in error_of(here(*arguments, check=code))
 
 
 def test_the_benchmark_prints_its_rows_as_json(desk: Path) -> None:
-    done = lnbench("bench", "corruptions", "--corruption", "contrast,pixelate", "--size", "32", "--json", cwd=desk)
+    done = lnbench(
+        "bench", "corruptions", "--corruption", "contrast,pixelate", "--size", "32", "--no-share", "--json", cwd=desk
+    )
     document = json.loads(done.stdout)
     assert [row["corruption"] for row in document["rows"]] == ["contrast", "pixelate"]
     assert all(row["images_per_second"] > 0 and row["peer"] is None for row in document["rows"])

@@ -270,6 +270,9 @@ def test_a_grid_names_its_stop_and_does_not_drift() -> None:
     assert parse_grid("0:0.2:0.1,1,2:3:0.5,1") == (0.0, 0.1, 0.2, 1.0, 2.0, 2.5, 3.0)
     assert parse_grid(0.5) == (0.5,)
     assert parse_grid([0, 0.25]) == (0.0, 0.25)
+    for number in (np.float32(0.5), np.float64(0.5), np.array(0.5)):
+        assert parse_grid(number) == parse_grid([number]) == (0.5,)
+    assert parse_grid(np.linspace(0, 1, 3)) == (0.0, 0.5, 1.0)
 
 
 @given(start=st.integers(0, 50), count=st.integers(0, 60), step=st.integers(1, 400))
@@ -281,7 +284,24 @@ def test_a_grid_has_every_step_exactly(start: int, count: int, step: int) -> Non
 
 @pytest.mark.parametrize(
     "text",
-    ["-1", "nan", "inf", "a", "", "0:1", "0:1:0", "1:0:0.1", "0:1:-0.1", "0:1:0.1:2", "0,,1", "0:1e9:0.001", "1e99"],
+    [
+        "-1",
+        "nan",
+        "inf",
+        "a",
+        "",
+        "0:1",
+        "0:1:0",
+        "1:0:0.1",
+        "0:1:-0.1",
+        "0:1:0.1:2",
+        "0,,1",
+        "0:1e9:0.001",
+        "1e99",
+        "1_0",
+        "٣",
+        "0x1",
+    ],
 )
 def test_a_bad_grid_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
@@ -297,6 +317,7 @@ def test_noises_take_their_own_grid_or_the_common_one() -> None:
         "apn": (0.0, 0.5),
         "mbn-channel": (0.3,),
     }
+    assert parse_noises("agn = 1, 2 , apn", "0") == parse_noises("agn=1,2,apn", "0")
 
 
 @pytest.mark.parametrize(

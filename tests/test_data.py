@@ -20,7 +20,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
@@ -45,6 +45,12 @@ def save(path: Path, image: np.ndarray, **options: object) -> Path:
 def make_folder(root: Path) -> Path:
     for i, image in enumerate(pixels(12)):
         save(root / "abc"[i % 3] / f"{i:02}.png", image)
+    return root
+
+
+def make_imagenet(root: Path) -> Path:
+    for i, image in enumerate(pixels(12)):
+        save(root / ["n01443537", "n02123045", "n15075141"][i % 3] / f"{i:02}.png", image)
     return root
 
 
@@ -80,6 +86,7 @@ SPECS: dict[str, Callable[[Path, pytest.MonkeyPatch], str]] = {
     "cifar10": lambda tmp, patch: f"cifar10:{make_cifar(tmp / 'cifar', CIFAR10, patch)}",
     "cifar100": lambda tmp, patch: f"cifar100:{make_cifar(tmp / 'cifar', CIFAR100, patch)}",
     "imagefolder": lambda tmp, patch: f"imagefolder:{make_folder(tmp / 'test')}",
+    "imagenet": lambda tmp, patch: f"imagenet:{make_imagenet(tmp / 'val')}",
     "npz": lambda tmp, patch: f"npz:{make_npz(tmp / 'data.npz')}",
 }
 
@@ -462,19 +469,42 @@ def test_a_decompression_bomb_counts_as_unreadable(tmp_path: Path, monkeypatch: 
     assert dataset.warnings == ("2 of 14 images cannot be read and are left out",)
 
 
-@given(st.sampled_from(["jpg", "png", "gif", "bmp", "webp", "tiff", "ppm"]), st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_damaged_image_is_refused_or_readable(tmp_path: Path, suffix: str, data: st.DataObject) -> None:
+KINDS = [
+    ("png", {}), ("gif", {}), ("bmp", {}), ("webp", {}), ("tiff", {}), ("ppm", {}), ("jpg", {}),
+    ("jpg", {"progressive": True}), ("jpg", {"subsampling": 0, "restart_marker_rows": 1}),
+]  # fmt: skip
+
+
+@given(st.sampled_from(KINDS), st.sampled_from([(8, 8), (50, 23)]), st.integers(1, 8), st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_image_is_refused_just_where_pillow_cannot_decode_it(
+    tmp_path: Path, kind: tuple[str, dict[str, object]], size: tuple[int, int], turned: int, data: st.DataObject
+) -> None:
     shutil.rmtree(tmp_path / "a", ignore_errors=True)
-    path = save(tmp_path / "a" / f"x.{suffix}", pixels(1)[0])
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    suffix, options = kind
+    path = save(tmp_path / "a" / f"x.{suffix}", pixels(1, *size)[0], exif=exif, **options)
     content = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    for _ in range(data.draw(st.integers(0, 4)) if content else 0):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
-    with contextlib.suppress(InputError), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dataset = open_dataset(f"imagefolder:{tmp_path}")
-        assert dataset.read([0]).shape == (1, 3, *dataset.image_size)
+        try:
+            with Image.open(path) as image:
+                readable = image.mode[0] not in "IF"
+                expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        except Exception:
+            readable = False
+        try:
+            dataset = open_dataset(f"imagefolder:{tmp_path}")
+        except InputError:
+            assert not readable
+            return
+        assert np.array_equal(dataset.read([0])[0].permute(1, 2, 0).numpy(), expected)
 
 
 def test_names_in_errors_cannot_act_on_the_terminal(tmp_path: Path) -> None:

@@ -173,10 +173,12 @@ def test_numbers_do_not_depend_on_threads(reference: Results) -> None:
     assert close(other, reference)
 
 
-def test_numbers_do_not_depend_on_worker_processes(reference: Results) -> None:
-    other = small_run(batch_size=64, workers=2)
-    assert numbers(other) == numbers(reference)
-    assert close(other, reference)
+def test_numbers_do_not_depend_on_worker_processes() -> None:
+    # Each worker loads torch, so one run takes noise, a suite and textures to them.
+    given = {"corruption": "frost,contrast", "severity": 5, "modes": "bn,dynbn-batch:16,ln-voting", "batch_size": 64}
+    one, other = small_run(**given), small_run(**given, workers=2)
+    assert numbers(other) == numbers(one)
+    assert close(other, one)
 
 
 def test_workers_find_a_network_in_the_current_folder(tmp_path: Path) -> None:
@@ -518,11 +520,10 @@ def test_a_killed_process_loses_no_finished_row(tmp_path: Path) -> None:
     images, labels = toy_arrays(600)
     np.savez(tmp_path / "data.npz", images=images, labels=labels)
     torch.save(random_network().state_dict(), tmp_path / "model.pt")
-    command = [
-        sys.executable, "-m", "robustbench_ln", "eval", "--model", str(tmp_path / "model.pt"),
-        "--data", f"npz:{tmp_path / 'data.npz'}", "--noise", "agn=0:2:0.1", "--modes", "bn,dynbn-batch:16",
-        "--normalize", "half", "--device", "cpu", "--quiet", "--threads", "1",
-    ]  # fmt: skip
+    given = {"model": str(tmp_path / "model.pt"), "data": f"npz:{tmp_path / 'data.npz'}", "noise": "agn=0:1:0.1"}
+    given |= {"modes": "bn,dynbn-batch:16", "normalize": "half", "device": "cpu"}
+    options = [text for name, value in given.items() for text in (f"--{name}", value)]
+    command = [sys.executable, "-m", "robustbench_ln", "eval", *options, "--threads", "1"]
     process = subprocess.Popen([*command, "--out", str(tmp_path / "killed")], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(rows_done(tmp_path / "killed")) < 4 and process.poll() is None and time.monotonic() < deadline:
@@ -532,7 +533,7 @@ def test_a_killed_process_loses_no_finished_row(tmp_path: Path) -> None:
     kept = {name: (tmp_path / "killed" / "rows" / name).read_bytes() for name in rows_done(tmp_path / "killed")}
     assert len(kept) >= 4
     for out in ("killed", "whole"):
-        subprocess.run([*command, "--out", str(tmp_path / out)], check=True, stdout=subprocess.DEVNULL)
+        evaluate(**given, threads=1, out=tmp_path / out)
     assert all((tmp_path / "killed" / "rows" / name).read_bytes() == content for name, content in kept.items())
     assert numbers(load_results(tmp_path / "killed")) == numbers(load_results(tmp_path / "whole"))
     assert (tmp_path / "killed" / "predictions.npz").read_bytes() == (
@@ -616,7 +617,7 @@ def test_modes_that_the_data_cannot_be_cut_for() -> None:
         evaluate(random_network(), oblong, noise="agn=0", modes="bn,dynbn-single+rot90", normalize="none")
     results = evaluate(random_network(), oblong, noise="agn=0", modes="all", normalize="none")
     assert {row.mode for row in results.document.rows} == {"bn", "dynbn-batch", "dynbn-single", "bn-adapt:16"}
-    assert any("dynbn-single+rot90 is skipped" in warning for warning in results.warnings)
+    assert any("dynbn-single+rot90 skipped" in warning for warning in results.warnings)
 
 
 def test_the_modes_offered_instead_are_all_that_run() -> None:
@@ -701,7 +702,7 @@ def test_fewer_classes_in_the_data_than_logits_is_said() -> None:
         {"modes": "bnn"}, {"noise": "agm"}, {"sigma": "-1"}, {"sigma": "nan"}, {"noise": "mbn=0,2"}, {"range": "clamp"},
         {"seed": -1}, {"limit": 0}, {"batch_size": 0}, {"repeats": 0}, {"group_size": 0}, {"threads": 0},
         {"workers": -1}, {"device": "tpu"}, {"device": "cuda:99"}, {"normalize": "imagenat"}, {"preset": "paper"},
-        {"preset": "paper-fig6", "sigma": "1"}, {"modes": "bn-adapt"},
+        {"preset": "paper-fig6", "sigma": "1"}, {"preset": "paper-fig6", "range": "clip"}, {"modes": "bn-adapt"},
     ],
 )  # fmt: skip
 def test_bad_words_are_refused_before_any_file_is_read(bad: dict[str, Any]) -> None:
@@ -811,7 +812,7 @@ def test_corruptions_run_without_noise_and_beside_it(corrupted: Results) -> None
     assert [row.condition.name for row in both.rows] == ["clean", "agn", "contrast"]
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 7}, {"workers": 2}, {"threads": 2}])
+@pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 7}, {"threads": 2}])
 def test_corrupted_rows_do_not_depend_on_how_they_are_computed(options: dict[str, Any], corrupted: Results) -> None:
     other = corrupted_run(**options)
     assert numbers(other) == numbers(corrupted)

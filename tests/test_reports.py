@@ -8,6 +8,7 @@ import itertools
 import subprocess
 import sys
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -471,6 +472,26 @@ def test_hostile_names_make_a_valid_figure(tmp_path: Path, recwarn: pytest.Warni
     assert "$\\frac{" in text
     assert "\\x1b" in text
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+@pytest.mark.parametrize("models", [1, 2])
+def test_words_stay_in_the_figure_and_off_the_panels(models: int) -> None:
+    made = Made({f"m{i}": ["bn", "dynbn-batch"] for i in range(models)}, {"agn": [0, 1]}, n=50)
+    warning = f"/HOME/{'SOMEBODY/' * 12}MODEL.PTH: preprocessing was found by trial, and {'the margin is small, ' * 6}"
+    figures = [
+        accuracy_curves(replace(summarise(made.document), warnings=tuple(warning + str(i) for i in range(n))))
+        for n in (0, 5)
+    ]
+    panels = []
+    for figure in figures:
+        figure.draw_without_rendering()
+        for words in figure.texts:
+            box = words.get_window_extent()
+            assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1
+            assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1
+        assert "chance" not in {text.get_text() for axes in figure.axes for text in axes.texts}
+        panels.append(figure.axes[0].get_window_extent().height)
+    assert panels[1] == pytest.approx(panels[0], rel=0.12)
 
 
 def test_the_figure_has_a_panel_a_noise_and_model_and_a_line_a_mode(two_models: Made) -> None:

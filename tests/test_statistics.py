@@ -313,3 +313,15 @@ def test_a_betting_interval_holds_the_mean_and_narrows() -> None:
 def test_one_look_takes_no_notice_of_the_order() -> None:
     values = np.random.default_rng(0).uniform(-1, 1, 300)
     assert one_look_p(values, -0.1, "above") == pytest.approx(one_look_p(values[::-1], -0.1, "above"))
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5, 0.93])
+def test_betting_intervals_are_as_tight_as_those_of_another_library(rate: float) -> None:
+    ville = pytest.importorskip("ville", reason="compares with the package ville from PyPI")
+    generator = np.random.default_rng(0)
+    for n in (300, 3_000):
+        hits = (generator.random(n) < rate).astype(float)
+        low, high = ville.BettingCS(bounds=(0.0, 1.0), alpha=0.05).fit(hits).interval()
+        ours = betting_interval(hits, low=0, high=1)
+        assert max(ours[0], low) < rate < min(ours[1], high)
+        assert ours[1] - ours[0] < 1.3 * (high - low)

@@ -176,7 +176,16 @@ def test_groups_and_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("1:5", (1, 2, 3, 4, 5)), ("3", (3,)), ("5,1:2", (5, 1, 2)), (4, (4,)), ([2, 3], (2, 3))]
+    ("text", "expected"),
+    [
+        ("1:5", (1, 2, 3, 4, 5)),
+        ("3", (3,)),
+        ("5,1:2", (5, 1, 2)),
+        (4, (4,)),
+        ([2, 3], (2, 3)),
+        (np.int64(4), (4,)),
+        (np.float32(2), (2,)),
+    ],
 )
 def test_severities(text: str | int | list[int], expected: tuple[int, ...]) -> None:
     assert parse_severities(text) == expected

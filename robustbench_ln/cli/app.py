@@ -7,36 +7,39 @@ import os
 import signal
 import sys
 import traceback
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
 from robustbench_ln.cli.bench import bench_app
+from robustbench_ln.cli.commands import Command, Commands
 from robustbench_ln.cli.compare import compare_command
 from robustbench_ln.cli.corrupt import corrupt_command
 from robustbench_ln.cli.eval import eval_command
 from robustbench_ln.cli.gate import gate_command
 from robustbench_ln.cli.inspect import inspect_command
 from robustbench_ln.cli.list import list_command
+from robustbench_ln.cli.options import DebugOpt
 from robustbench_ln.cli.preview import preview_command
+from robustbench_ln.cli.process import Interrupted, command_line, help_line, interrupt
 from robustbench_ln.errors import LnbenchError
 
 app = typer.Typer(
     name="lnbench",
+    cls=Commands,
     help="Measure how robust image classifiers are: noise, corruptions, normalisation modes, accuracy curves.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("eval")(eval_command)
-app.command("compare")(compare_command)
-app.command("gate")(gate_command)
-app.command("corrupt")(corrupt_command)
-app.command("preview")(preview_command)
-app.command("inspect")(inspect_command)
-app.command("list")(list_command)
+app.command("eval", cls=Command)(eval_command)
+app.command("compare", cls=Command)(compare_command)
+app.command("gate", cls=Command)(gate_command)
+app.command("corrupt", cls=Command)(corrupt_command)
+app.command("preview", cls=Command)(preview_command)
+app.command("inspect", cls=Command)(inspect_command)
+app.command("list", cls=Command)(list_command)
 app.add_typer(bench_app, name="bench")
 
 
@@ -53,29 +56,19 @@ def _show_version(value: bool) -> None:
 
 @app.callback()
 def _common(
-    version: Annotated[  # noqa: ARG001 - the callback acts on it
+    version: Annotated[
         bool,
         typer.Option(
             "--version", help="Show the versions of lnbench and torch, and the device.", callback=_show_version
         ),
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: DebugOpt = False,
 ) -> None:
-    if debug:
-        os.environ["LNBENCH_DEBUG"] = "1"
+    pass
 
 
 # typer carries its own copy of click in newer versions; its public exceptions lead to the right base class in all.
 _ClickException: type[BaseException] = typer.BadParameter.__mro__[2]
-
-
-_signals: list[int] = []  # received so far; typer turns the exception below into its own, which has no number
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the signature of a signal handler
-    """Let SIGTERM take the same way out as Ctrl-C, through every clean-up."""
-    _signals.append(number)
-    raise KeyboardInterrupt
 
 
 class _PlainFormatter(logging.Formatter):
@@ -87,36 +80,34 @@ def main() -> NoReturn:
     """Run the command line and leave with the exit code of SPEC: 0, 1 to 6, 130, 143."""
     handler = logging.StreamHandler()
     handler.setFormatter(_PlainFormatter())
-    logging.getLogger("robustbench_ln").addHandler(handler)
-    signal.signal(signal.SIGTERM, _terminate)
+    logging.getLogger("robustbench_ln").handlers = [handler]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     # Read when torch is loaded: waiting OpenMP threads sleep instead of spinning. On a machine that is busy with other
     # things, spinning made the demo run several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    code: int | str | None
-    try:
-        code = _run()
-    except SystemExit as leaving:  # typer's own way out of an interrupt, in newer versions
-        code = leaving.code
-    sys.exit(128 + _signals[0] if _signals else code)
+    sys.exit(_run())
 
 
-def _run() -> int:
+def _run() -> int | str | None:
     try:
         result = app(standalone_mode=False)
+        sys.stdout.flush()  # that the reader has gone is found out here, and not while Python shuts down
     except LnbenchError as error:
         return _report(error, error.exit_code, error.what, error.found, error.hint)
     except _ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(str(error))
             return 0
-        context = getattr(error, "ctx", None)
-        return _report(error, 2, *_plain_words(error), f"{context.command_path if context else 'lnbench'} --help")
-    except (KeyboardInterrupt, typer.Abort):
-        return 130
+        return _report(error, 2, *_plain_words(error))
+    except Interrupted as error:
+        print(f"interrupted: {error.kept}\ngo on with: {command_line()}", file=sys.stderr)
+        return error.code
+    except SystemExit as leaving:
+        # typer and rich leave so, with code 1, when the reader of stdout has gone.
+        return _without_reader() if isinstance(leaving.__context__, BrokenPipeError) else leaving.code
     except BrokenPipeError:
-        # The reader of stdout has gone (`lnbench eval … | head`); that is its right.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _without_reader()
     except OSError as error:
         return _report(error, 5, "the machine stands in the way", f"{error}", "free space, memory or permissions")
     except MemoryError as error:
@@ -124,21 +115,26 @@ def _run() -> int:
     return result if isinstance(result, int) else 0
 
 
-def _plain_words(error: BaseException) -> tuple[str, str]:
-    """What typer found wrong with the command line, in our two lines."""
+def _without_reader() -> int:
+    """The reader of stdout has gone (`lnbench eval … | head`); that is its right."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _plain_words(error: BaseException) -> tuple[str, str, str]:
+    """What typer found wrong with the command line, in our three lines."""
     if hasattr(error, "possibilities"):
-        near = ", ".join(error.possibilities or [])
-        return f"no such option {getattr(error, 'option_name', '')}", f"near matches: {near}" if near else ""
-    message = error.format_message().rstrip(".") if hasattr(error, "format_message") else str(error)
-    what, _, found = message.partition(": ")
-    return what, found
+        name, near = getattr(error, "option_name", ""), " or ".join(error.possibilities or [])
+        return f"no such option {name}", name, near
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    return message.rstrip("."), "", ""
 
 
 def _report(error: BaseException, code: int, what: str, found: str, hint: str) -> int:
     if os.environ.get("LNBENCH_DEBUG"):
         traceback.print_exception(error)
-    for label, text in (("error", what), ("found", found), ("try", hint)):
+    # Where an error has no more to say, what was found is what was typed.
+    for label, text in (("error", what), ("found", found or command_line()), ("try", hint or help_line())):
         # One line each, and inert: names in them may come from files.
-        inert = "".join(c if c.isprintable() else " " for c in text)
-        print(f"{label}: {inert or '-'}", file=sys.stderr)
+        print(f"{label}: {''.join(c if c.isprintable() else ' ' for c in text)}", file=sys.stderr)
     return code

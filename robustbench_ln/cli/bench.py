@@ -8,10 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from robustbench_ln.cli.options import JsonOpt, QuietOpt
+from robustbench_ln.cli.commands import Command, Commands
+from robustbench_ln.cli.options import DebugOpt, JsonOpt, QuietOpt
 from robustbench_ln.errors import UsageError
 
 bench_app = typer.Typer(
+    cls=Commands,
     help="Measure speed, ours and a peer's side by side on one thread, and how often the gate errs.",
     no_args_is_help=True,
 )
@@ -22,17 +24,26 @@ def _bench() -> None:
     """Measure speed, ours and a peer's side by side on one thread, and how often the gate errs."""
 
 
-@bench_app.command("corruptions")
+@bench_app.command("corruptions", cls=Command)
 def bench_corruptions_command(
-    size: Annotated[str, typer.Option("--size", help="Height and width of the images, by commas.")] = "32,64,224",
-    corruption: Annotated[str | None, typer.Option("--corruption", help="Names by commas. [default: all]")] = None,
-    severity: Annotated[int, typer.Option("--severity", help="1 to 5.")] = 3,
-    repeats: Annotated[int, typer.Option("--repeats", help="Measurements of each; the median counts.")] = 3,
-    threads: Annotated[int, typer.Option("--threads", help="Of torch; with 1 all is pinned to one core.")] = 1,
+    size: Annotated[
+        str, typer.Option("--size", metavar="LIST", help="Height and width of the images, by commas.")
+    ] = "32,64,224",
+    corruption: Annotated[
+        str | None, typer.Option("--corruption", metavar="NAME", help="Names by commas. [default: all]")
+    ] = None,
+    severity: Annotated[int, typer.Option("--severity", metavar="N", help="1 to 5.")] = 3,
+    repeats: Annotated[
+        int, typer.Option("--repeats", metavar="N", help="Measurements of each; the median counts.")
+    ] = 3,
+    threads: Annotated[
+        int, typer.Option("--threads", metavar="N", help="Of torch; with 1 all is pinned to one core.")
+    ] = 1,
     peer: Annotated[
         str,
         typer.Option(
             "--peer",
+            metavar="PEER",
             help="none; install (imagecorruptions from PyPI, in its own environment); or that environment's Python.",
         ),
     ] = "none",
@@ -41,6 +52,7 @@ def bench_corruptions_command(
     ] = True,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
+    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Images a second of every corruption, their geometric mean, and the share of a sweep that goes into corrupting.
 
@@ -75,11 +87,13 @@ def bench_corruptions_command(
         _show(document)
 
 
-@bench_app.command("gate")
+@bench_app.command("gate", cls=Command)
 def bench_gate_command(
-    times: Annotated[int, typer.Option("--times", help="Simulated comparisons of each situation.")] = 2_000,
-    images: Annotated[int, typer.Option("--images", help="Of each comparison.")] = 10_000,
-    alpha: Annotated[float, typer.Option("--alpha", help="Level of the tests.")] = 0.01,
+    times: Annotated[
+        int, typer.Option("--times", metavar="N", help="Simulated comparisons of each situation.")
+    ] = 2_000,
+    images: Annotated[int, typer.Option("--images", metavar="N", help="Of each comparison.")] = 10_000,
+    alpha: Annotated[float, typer.Option("--alpha", metavar="P", help="Level of the tests.")] = 0.01,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:

@@ -14,17 +14,25 @@ _ORDERS = ("file", "difference", "p")
 
 
 def compare_command(
-    results: Annotated[list[Path], typer.Argument(help="Run folders or results.json files, the reference first.")],
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS...", help="Run folders or results.json files, the reference first.")
+    ],
     reference: Annotated[
         str | None,
-        typer.Option("--reference", help="MODEL, MODE or MODEL/MODE to compare with. [default: what comes first]"),
+        typer.Option(
+            "--reference", metavar="NAME", help="MODEL, MODE or MODEL/MODE to compare with. [default: what comes first]"
+        ),
     ] = None,
     alpha: Annotated[
-        float, typer.Option("--alpha", help="Chance of calling any line better or worse by mistake.")
+        float, typer.Option("--alpha", metavar="P", help="Chance of calling any line better or worse by mistake.")
     ] = 0.05,
-    sort: Annotated[str, typer.Option("--sort", help="file, difference (worst first) or p (surest first).")] = "file",
-    format: Annotated[str, typer.Option("--format", help=f"{', '.join(_FORMATS)}.")] = "terminal",
-    out: Annotated[Path | None, typer.Option("--out", help="Write to this file instead of stdout.")] = None,
+    sort: Annotated[
+        str, typer.Option("--sort", metavar="NAME", help="file, difference (worst first) or p (surest first).")
+    ] = "file",
+    format: Annotated[str, typer.Option("--format", metavar="NAME", help=f"{', '.join(_FORMATS)}.")] = "terminal",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write to this file instead of stdout.")
+    ] = None,
 ) -> None:
     """Compare models or modes image by image: which conditions got better, which got worse, and how sure that is.
 

@@ -15,6 +15,7 @@ from robustbench_ln.cli.options import (
     CorruptionOpt,
     CropOpt,
     DataOpt,
+    DebugOpt,
     DeviceOpt,
     FrostTexturesOpt,
     InterpolationOpt,
@@ -28,11 +29,14 @@ from robustbench_ln.cli.options import (
     SigmaOpt,
     SuiteOpt,
     ThreadsOpt,
+    output_path,
 )
 
 
 def corrupt_command(
-    out: Annotated[Path, typer.Option("--out", help="OUT.npz, or a folder with --layout.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="OUT", parser=output_path, help="OUT.npz, or a folder with --layout.")
+    ],
     data: DataOpt = "demo",
     corruption: CorruptionOpt = None,
     severity: SeverityOpt = "1:5",
@@ -44,7 +48,9 @@ def corrupt_command(
     layout: Annotated[
         str,
         typer.Option(
-            "--layout", help="npz (one file), cifar10c (a .npy a corruption) or imagenetc (a tree of JPEG quality 85)."
+            "--layout",
+            metavar="NAME",
+            help="npz (one file), cifar10c (a .npy a corruption) or imagenetc (a tree of JPEG quality 85).",
         ),
     ] = "npz",
     on_bad_image: BadImageOpt = "stop",
@@ -58,6 +64,7 @@ def corrupt_command(
     threads: ThreadsOpt = None,
     quiet: QuietOpt = False,
     config: ConfigOpt = None,  # noqa: ARG001 - read before the others, as their defaults
+    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Write corrupted or noisy copies of a data set: the pixels that eval degrades on the fly, as files.
 
@@ -102,7 +109,7 @@ def corrupt_command(
         for warning in job.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         total = len(job.conditions) * len(job.indices)
-        with Bars(total, "images", what_is_kept=f"finished conditions are kept beside {out}", quiet=quiet) as bars:
+        with Bars(total, "images", kept=f"finished conditions are kept beside {out}", quiet=quiet) as bars:
             made = write_corrupted(job, on_images=lambda condition, n: bars.advance(str(condition), n))
     if any(condition.kind == "noise" for condition in job.conditions) and not quiet:
         print("note: noise was clipped to [0, 1] and rounded to 8 bits; eval does not round it", file=sys.stderr)

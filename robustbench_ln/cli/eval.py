@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -16,7 +15,9 @@ from robustbench_ln.cli.options import (
     CorruptionOpt,
     CropOpt,
     DataOpt,
+    DebugOpt,
     DeviceOpt,
+    EmaOpt,
     FrostTexturesOpt,
     GroupSizeOpt,
     InterpolationOpt,
@@ -42,6 +43,7 @@ from robustbench_ln.cli.options import (
     TrustOpt,
     WorkersOpt,
 )
+from robustbench_ln.cli.process import command_line
 
 
 def eval_command(
@@ -50,7 +52,7 @@ def eval_command(
     noise: NoiseOpt = None,
     sigma: SigmaOpt = None,
     preset: PresetOpt = None,
-    range: RangeOpt = "clip",
+    range: RangeOpt = None,
     corruption: CorruptionOpt = None,
     severity: SeverityOpt = "1:5",
     suite: SuiteOpt = None,
@@ -61,6 +63,7 @@ def eval_command(
     arch: ArchOpt = None,
     normalize: NormalizeOpt = "auto",
     trust: TrustOpt = False,
+    ema: EmaOpt = None,
     on_bad_image: BadImageOpt = "stop",
     resize: ResizeOpt = None,
     crop: CropOpt = None,
@@ -77,6 +80,7 @@ def eval_command(
     quiet: QuietOpt = False,
     no_predictions: NoPredictionsOpt = False,
     config: ConfigOpt = None,  # noqa: ARG001 - read before the others, as their defaults
+    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Measure accuracy under noise and corruption, for every evaluation mode.
 
@@ -96,10 +100,11 @@ def eval_command(
         print("loading ...", file=sys.stderr, flush=True)
     from robustbench_ln.api import evaluate_plan, threads_of
     from robustbench_ln.cli.progress import Display
-    from robustbench_ln.planning import plan_run
+    from robustbench_ln.planning import check_numbers, plan_run
     from robustbench_ln.reports import summarise, terminal
     from robustbench_ln.results import dump_document
 
+    check_numbers(workers=workers)
     with threads_of(threads):
         plan = plan_run(
             model,
@@ -123,6 +128,7 @@ def eval_command(
             arch=arch,
             normalize=normalize,
             trust=trust,
+            ema=ema,
             on_bad_image=on_bad_image,
             resize=resize,
             crop=crop,
@@ -136,14 +142,17 @@ def eval_command(
                 out=folder,
                 workers=workers,
                 on_event=display.on_event,
-                command=shlex.join(["lnbench", *sys.argv[1:]]),
+                command=command_line(),
             )
-    for warning in results.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    summary = summarise(results.document, results.hits)
+    # The table ends with the warnings: on a terminal that shows both streams, once is enough.
+    if json or not (sys.stdout.isatty() and sys.stderr.isatty()):
+        for warning in summary.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
     if json:
         typer.echo(dump_document(results.document), nl=False)
     else:
-        terminal.show(summarise(results.document, results.hits))
+        terminal.show(summary)
     if not quiet:
         print(f"results in {folder}", file=sys.stderr)
 

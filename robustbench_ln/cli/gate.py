@@ -17,31 +17,43 @@ _FORMATS = ("text", "json", "junit", "github", "gitlab")
 
 
 def gate_command(
-    new: Annotated[Path, typer.Argument(help="Run folder or results.json to judge.", show_default=False)],
+    new: Annotated[
+        Path, typer.Argument(metavar="NEW", help="Run folder or results.json to judge.", show_default=False)
+    ],
     baseline: Annotated[
-        Path | None, typer.Option("--baseline", help="Run folder, results.json or baseline.json to compare with.")
+        Path | None,
+        typer.Option("--baseline", metavar="PATH", help="Run folder, results.json or baseline.json to compare with."),
     ] = None,
     policy: Annotated[
         Path | None,
-        typer.Option("--policy", help="YAML file with rules. [default: clean accuracy, and the mean over all else]"),
+        typer.Option(
+            "--policy",
+            metavar="FILE",
+            help="YAML file with rules. [default: clean accuracy, and the mean over all else]",
+        ),
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option("--max-drop", help="Allowed drop where a rule names none, a fraction. [default: 0.01]"),
+        typer.Option(
+            "--max-drop", metavar="FRACTION", help="Allowed drop where a rule names none, a fraction. [default: 0.01]"
+        ),
     ] = None,
     alpha: Annotated[
-        float | None, typer.Option("--alpha", help="Accepted chance of a wrong verdict. [default: 0.01]")
+        float | None, typer.Option("--alpha", metavar="P", help="Accepted chance of a wrong verdict. [default: 0.01]")
     ] = None,
     pair: Annotated[
-        list[str] | None, typer.Option("--pair", help="NEW=OLD: a model that was renamed. May be repeated.")
+        list[str] | None,
+        typer.Option("--pair", metavar="NEW=OLD", help="NEW=OLD: a model that was renamed. May be repeated."),
     ] = None,
-    format: Annotated[str, typer.Option("--format", help=f"{', '.join(_FORMATS)}.")] = "text",
+    format: Annotated[str, typer.Option("--format", metavar="NAME", help=f"{', '.join(_FORMATS)}.")] = "text",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write the format to this file, and text to stdout.")
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the format to this file, and text to stdout.")
     ] = None,
     init: Annotated[
         Path | None,
-        typer.Option("--init", help="Make NEW the baseline: write baseline.json and, if missing, gate.yaml there."),
+        typer.Option(
+            "--init", metavar="DIR", help="Make NEW the baseline: write baseline.json and, if missing, gate.yaml there."
+        ),
     ] = None,
     exit_zero: Annotated[
         bool, typer.Option("--exit-zero", help="Exit 0 on fail and inconclusive; 4 and 6 stay what they are.")

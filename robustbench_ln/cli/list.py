@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json as json_module
+import shutil
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustbench_ln.cli.options import JsonOpt
+from robustbench_ln.cli.options import DebugOpt, JsonOpt
 from robustbench_ln.errors import unknown_name
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ Rows = list[dict[str, str]]
 def list_command(
     kind: Annotated[str, typer.Argument(help=f"One of {', '.join(_KINDS)}; all of them when left out.")] = "",
     json: JsonOpt = False,
+    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """List what can be named: modes, noises, ranges, presets, corruptions, suites, data sets, architectures.
 
@@ -34,12 +36,17 @@ def list_command(
     if json:
         typer.echo(json_module.dumps(tables, indent=1))
         return
-    from tabulate import tabulate
+    from tabulate import MIN_PADDING, tabulate
 
+    width = min(shutil.get_terminal_size().columns, 120)
     for name, rows in tables.items():
         if not kind:
             typer.echo(f"{name}\n")
-        typer.echo(tabulate(rows, headers="keys", tablefmt="plain", maxcolwidths=[None, 90]))
+        # The last column is text and takes what the names before it leave of the line.
+        *names, _ = rows[0]
+        room = width - sum(max(len(name) + MIN_PADDING, *(len(row[name]) for row in rows)) + 2 for name in names)
+        widths = [*[None] * len(names), max(room, 20)]
+        typer.echo(tabulate(rows, headers="keys", tablefmt="plain", maxcolwidths=widths))
         if not kind:
             typer.echo("")
 

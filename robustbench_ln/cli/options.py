@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from robustbench_ln.errors import InputError, unknown_name
+from robustbench_ln.errors import InputError, UsageError, unknown_name
 
+# What YAML means by nothing, as text: the option keeps its default.
+_NULLS = ("", "~", "null", "Null", "NULL")
 _WHAT, _HOW, _RUN, _OUT = "What to evaluate", "How to evaluate", "The run", "Output"
 
 
@@ -24,28 +27,52 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     if not isinstance(content, dict):
         raise InputError(f"{path} does not hold options", found=type(content).__name__, hint="lines such as `seed: 1`")
     known = {
-        name: parameter.name for parameter in context.command.params for name in parameter.opts if name[:2] == "--"
+        name: parameter
+        for parameter in context.command.params
+        for name in parameter.opts
+        if name[:2] == "--" and name != "--config"
     }
     defaults = {}
     for key, value in content.items():
-        option = f"--{str(key).replace('_', '-')}"
-        if option not in known or option == "--config":
-            raise unknown_name("option", str(key), [name[2:] for name in known if name != "--config"])
-        parameter = next(one for one in context.command.params if one.name == known[option])
-        defaults[known[option]] = [str(value)] if parameter.multiple and not isinstance(value, list) else value
+        parameter = known.get(f"--{key.replace('_', '-')}")
+        if parameter is None:
+            raise unknown_name("option", key, [name[2:] for name in known])
+        if value in _NULLS:
+            continue
+        if isinstance(value, dict) or (isinstance(value, list) and not all(isinstance(one, str) for one in value)):
+            file.fail((key,), "not a value of an option", found=str(value), hint="text, a number or a list of them")
+        values = value if isinstance(value, list) else [value]
+        # The options that may be repeated take every value by itself, the others a list by commas.
+        defaults[parameter.name] = values if parameter.multiple else ",".join(values)
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
 
 
+def _allow_tracebacks(value: bool) -> None:
+    if value:
+        os.environ["LNBENCH_DEBUG"] = "1"
+
+
+def output_path(text: str | Path) -> Path:
+    """Where output goes. An empty text is refused: as a path it would be the working directory."""
+    if not str(text).strip():
+        raise UsageError("--out is empty", found=repr(text), hint="--out with a name, or no --out")
+    return Path(text)
+
+
 ConfigOpt = Annotated[
     Path | None,
-    typer.Option("--config", help="YAML file with any of these options.", is_eager=True, callback=_read_config),
+    typer.Option(
+        "--config", metavar="FILE", help="YAML file with any of these options.", is_eager=True, callback=_read_config
+    ),
 ]
 ModelsOpt = Annotated[
     list[str],
     typer.Option(
         "--model",
-        help="Checkpoint file, demo:bn, demo:ln, torchvision:NAME or python:package.module:factory. Repeat to compare.",
+        metavar="MODEL",
+        help="Checkpoint file or folder, demo:bn, demo:ln, torchvision:NAME, timm:NAME, hf-hub:OWNER/NAME or "
+        "python:MODULE:FACTORY. Repeat to compare.",
         rich_help_panel=_WHAT,
     ),
 ]
@@ -53,7 +80,8 @@ DataOpt = Annotated[
     str,
     typer.Option(
         "--data",
-        help="demo, imagefolder:DIR, npz:FILE, cifar10[:DIR] or cifar100[:DIR].",
+        metavar="DATA",
+        help="demo, imagefolder:DIR, imagenet:DIR, npz:FILE, cifar10[:DIR] or cifar100[:DIR].",
         rich_help_panel=_WHAT,
     ),
 ]
@@ -61,6 +89,7 @@ NoiseOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--noise",
+        metavar="NOISE",
         help="Noises by commas, with their own grid or the common one: agn,mbn=0:0.5:0.1. [default: agn, or none]",
         rich_help_panel=_WHAT,
     ),
@@ -69,6 +98,7 @@ SigmaOpt = Annotated[
     str | None,
     typer.Option(
         "--sigma",
+        metavar="GRID",
         help="Grid of the noises without one: start:stop:step, a list, or a number. [default: 0:1:0.25]",
         rich_help_panel=_WHAT,
     ),
@@ -76,29 +106,39 @@ SigmaOpt = Annotated[
 PresetOpt = Annotated[
     str | None,
     typer.Option(
-        "--preset", help="A named set of noises, grids and range (lnbench list presets).", rich_help_panel=_WHAT
+        "--preset",
+        metavar="NAME",
+        help="A named set of noises, grids and range (lnbench list presets).",
+        rich_help_panel=_WHAT,
     ),
 ]
 RangeOpt = Annotated[
-    str,
-    typer.Option("--range", help="Noisy values outside [0, 1]: clip, rescale or none.", rich_help_panel=_WHAT),
+    str | None,
+    typer.Option(
+        "--range",
+        metavar="NAME",
+        help="Noisy values outside [0, 1]: clip, rescale or none. [default: clip, or the preset's]",
+        rich_help_panel=_WHAT,
+    ),
 ]
 CorruptionOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--corruption",
+        metavar="NAME",
         help="Corruptions by commas; all, common (the 15 of mCE) or extra (lnbench list corruptions).",
         rich_help_panel=_WHAT,
     ),
 ]
 SeverityOpt = Annotated[
     str,
-    typer.Option("--severity", help="Of corruptions: 1:5, a list, or a number.", rich_help_panel=_WHAT),
+    typer.Option("--severity", metavar="LIST", help="Of corruptions: 1:5, a list, or a number.", rich_help_panel=_WHAT),
 ]
 SuiteOpt = Annotated[
     str | None,
     typer.Option(
         "--suite",
+        metavar="SUITE",
         help="Whose constants: cifar10-c, tiny-imagenet-c, imagenet-c or FILE.yaml. [default: nearest in size]",
         rich_help_panel=_WHAT,
     ),
@@ -107,6 +147,7 @@ FrostTexturesOpt = Annotated[
     Path | None,
     typer.Option(
         "--frost-textures",
+        metavar="DIR",
         help="Folder with the original frost1.png ... frost5.jpg. [default: an installed package's, else procedural]",
         rich_help_panel=_WHAT,
     ),
@@ -121,53 +162,89 @@ ModesOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--modes",
+        metavar="MODE",
         help="Evaluation modes by commas, or all (lnbench list modes). [default: by network]",
         rich_help_panel=_HOW,
     ),
 ]
 GroupSizeOpt = Annotated[
     int | None,
-    typer.Option("--group-size", help="M, images that share statistics, for modes without :M.", rich_help_panel=_HOW),
+    typer.Option(
+        "--group-size", metavar="M", help="M, images that share statistics, for modes without :M.", rich_help_panel=_HOW
+    ),
 ]
 ArchOpt = Annotated[
     str | None,
-    typer.Option("--arch", help="Architecture, or package.module:factory. [default: recognised]", rich_help_panel=_HOW),
+    typer.Option(
+        "--arch", metavar="NAME", help="Architecture, or MODULE:FACTORY. [default: recognised]", rich_help_panel=_HOW
+    ),
 ]
 NormalizeOpt = Annotated[
     str,
-    typer.Option("--normalize", help="auto, imagenet, cifar10, half, none or 'MEAN;STD'.", rich_help_panel=_HOW),
+    typer.Option(
+        "--normalize", metavar="HOW", help="auto, imagenet, cifar10, half, none or 'MEAN;STD'.", rich_help_panel=_HOW
+    ),
 ]
 TrustOpt = Annotated[
     bool,
     typer.Option("--trust", help="Allow model files that can run code when read.", rich_help_panel=_HOW),
 ]
+EmaOpt = Annotated[
+    bool | None,
+    typer.Option(
+        "--ema/--no-ema",
+        help="Weights of files that hold two copies: averaged or plain. [default: plain]",
+        rich_help_panel=_HOW,
+    ),
+]
 BadImageOpt = Annotated[
-    str, typer.Option("--on-bad-image", help="Unreadable images: stop or skip.", rich_help_panel=_HOW)
+    str, typer.Option("--on-bad-image", metavar="WHAT", help="Unreadable images: stop or skip.", rich_help_panel=_HOW)
 ]
-ResizeOpt = Annotated[int | None, typer.Option("--resize", help="Shorter side after resizing.", rich_help_panel=_HOW)]
-CropOpt = Annotated[int | None, typer.Option("--crop", help="Side of the centre crop.", rich_help_panel=_HOW)]
+ResizeOpt = Annotated[
+    int | None, typer.Option("--resize", metavar="PIXELS", help="Shorter side after resizing.", rich_help_panel=_HOW)
+]
+CropOpt = Annotated[
+    int | None, typer.Option("--crop", metavar="PIXELS", help="Side of the centre crop.", rich_help_panel=_HOW)
+]
 InterpolationOpt = Annotated[
-    str | None, typer.Option("--interpolation", help="Of resizing. [default: bilinear]", rich_help_panel=_HOW)
+    str | None,
+    typer.Option("--interpolation", metavar="NAME", help="Of resizing. [default: bilinear]", rich_help_panel=_HOW),
 ]
-SeedOpt = Annotated[int, typer.Option("--seed", help="Of everything random.", rich_help_panel=_RUN)]
+SeedOpt = Annotated[int, typer.Option("--seed", metavar="N", help="Of everything random.", rich_help_panel=_RUN)]
 RepeatsOpt = Annotated[
-    int, typer.Option("--repeats", help="Redraws of each random condition's pixels.", rich_help_panel=_RUN)
+    int, typer.Option("--repeats", metavar="N", help="Redraws of each random condition's pixels.", rich_help_panel=_RUN)
 ]
 LimitOpt = Annotated[
     int | None,
-    typer.Option("--limit", help="Score only the first N images of the shuffled order.", rich_help_panel=_RUN),
+    typer.Option(
+        "--limit", metavar="N", help="Score only the first N images of the shuffled order.", rich_help_panel=_RUN
+    ),
 ]
 BatchSizeOpt = Annotated[
-    int, typer.Option("--batch-size", help="Images computed at once; changes no number.", rich_help_panel=_RUN)
+    int,
+    typer.Option("--batch-size", metavar="N", help="Images computed at once; changes no number.", rich_help_panel=_RUN),
 ]
-DeviceOpt = Annotated[str, typer.Option("--device", help="auto, cpu, cuda[:i] or mps.", rich_help_panel=_RUN)]
-ThreadsOpt = Annotated[int | None, typer.Option("--threads", help="Threads of a forward pass.", rich_help_panel=_RUN)]
+DeviceOpt = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda[:i] or mps.", rich_help_panel=_RUN)
+]
+ThreadsOpt = Annotated[
+    int | None, typer.Option("--threads", metavar="N", help="Threads of a forward pass.", rich_help_panel=_RUN)
+]
 WorkersOpt = Annotated[
-    int, typer.Option("--workers", help="Processes that evaluate conditions side by side.", rich_help_panel=_RUN)
+    int,
+    typer.Option(
+        "--workers", metavar="N", help="Processes that evaluate conditions side by side.", rich_help_panel=_RUN
+    ),
 ]
 OutOpt = Annotated[
     Path | None,
-    typer.Option("--out", help="Run folder. [default: runs/`MODEL`-`DATA`]", rich_help_panel=_OUT),
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        parser=output_path,
+        help="Run folder. [default: runs/`MODEL`-`DATA`]",
+        rich_help_panel=_OUT,
+    ),
 ]
 JsonOpt = Annotated[
     bool, typer.Option("--json", help="Print one JSON document to stdout, nothing else.", rich_help_panel=_OUT)
@@ -175,5 +252,10 @@ JsonOpt = Annotated[
 QuietOpt = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.", rich_help_panel=_OUT)]
 NoPredictionsOpt = Annotated[
     bool,
-    typer.Option("--no-predictions", help="Do not keep every image's prediction.", rich_help_panel=_OUT),
+    typer.Option(
+        "--no-predictions",
+        help="Keep no image's prediction: smaller files, wider intervals of means over repeats.",
+        rich_help_panel=_OUT,
+    ),
 ]
+DebugOpt = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", is_eager=True, callback=_allow_tracebacks)]

@@ -12,6 +12,7 @@ from robustbench_ln.cli.options import (
     CorruptionOpt,
     CropOpt,
     DataOpt,
+    DebugOpt,
     FrostTexturesOpt,
     InterpolationOpt,
     JpegParityOpt,
@@ -21,13 +22,16 @@ from robustbench_ln.cli.options import (
     SeverityOpt,
     SigmaOpt,
     SuiteOpt,
+    output_path,
 )
 
 
 def preview_command(
-    image: Annotated[Path | None, typer.Option("--image", help="An image file, instead of one of --data.")] = None,
+    image: Annotated[
+        Path | None, typer.Option("--image", metavar="FILE", help="An image file, instead of one of --data.")
+    ] = None,
     data: DataOpt = "demo",
-    index: Annotated[int, typer.Option("--index", help="Position of the image in the data set.")] = 0,
+    index: Annotated[int, typer.Option("--index", metavar="N", help="Position of the image in the data set.")] = 0,
     corruption: CorruptionOpt = None,
     severity: SeverityOpt = "1:5",
     suite: SuiteOpt = None,
@@ -39,7 +43,10 @@ def preview_command(
     crop: CropOpt = None,
     interpolation: InterpolationOpt = None,
     seed: SeedOpt = 0,
-    out: Annotated[Path, typer.Option("--out", help="A .png or .html file.")] = Path("preview.png"),
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", parser=output_path, help="A .png or .html file.")
+    ] = Path("preview.png"),
+    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Draw one sheet of what corruptions and noises do to an image: a row each, a column a severity.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from robustbench_ln import evaluation
+from robustbench_ln.cli.process import Interrupted
 from robustbench_ln.evaluation import Event, total_images
 from robustbench_ln.planning import Plan
 
@@ -25,13 +25,14 @@ class Bars:
     Args:
         total: how much there is to do.
         unit: of what, in the plural.
-        what_is_kept: said after an interrupt, before how to go on.
+        kept: what an interrupt leaves, for the user.
         quiet: show nothing.
     """
 
-    def __init__(self, total: int, unit: str, *, what_is_kept: str, quiet: bool) -> None:
+    def __init__(self, total: int, unit: str, *, kept: str, quiet: bool) -> None:
         self.done: float = 0
-        self._total, self._unit, self._what_is_kept = total, unit, what_is_kept
+        self.kept = kept
+        self._total, self._unit = total, unit
         self._started = self._last_line = time.monotonic()
         console = Console(stderr=True)
         self._lines = not quiet and not console.is_terminal
@@ -58,9 +59,8 @@ class Bars:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        if isinstance(error, KeyboardInterrupt):
-            kept = self._what_is_kept.format(done=int(self.done), total=self._total)
-            print(f"interrupted: {kept}\ngo on with: {shlex.join(['lnbench', *sys.argv[1:]])}", file=sys.stderr)
+        if isinstance(error, Interrupted):
+            error.kept = self.kept
 
     def advance(self, label: str, done: float) -> None:
         """Show that `label` is at work and that so much more is done."""
@@ -77,13 +77,20 @@ class Display(Bars):
     """The progress of an evaluation, in rows."""
 
     def __init__(self, plan: Plan, folder: Path, *, quiet: bool) -> None:
-        self._per_row = plan.limit
-        kept = f"{{done}} of {{total}} rows are kept in {str(folder).replace('{', '{{').replace('}', '}}')}"
-        super().__init__(total_images(plan) // plan.limit, "rows", what_is_kept=kept, quiet=quiet)
+        self._per_row, self._folder, self._rows = plan.limit, folder, 0
+        super().__init__(total_images(plan) // plan.limit, "rows", kept="", quiet=quiet)
+        self._keep(0)
 
     def on_event(self, event: Event) -> None:
         """Show where the run is."""
-        if isinstance(event, evaluation.Progress):
-            modes = ", ".join(event.modes)
-            label = f"{event.condition} ({modes})" if modes else str(event.condition)
-            self.advance(label, event.images / self._per_row)
+        if isinstance(event, evaluation.Finish):
+            self._keep(1)
+            return
+        if not event.modes:  # rows that were there before
+            self._keep(event.images // self._per_row)
+        modes = f" ({', '.join(event.modes)})" if event.modes else ""
+        self.advance(f"{event.condition}{modes}", event.images / self._per_row)
+
+    def _keep(self, rows: int) -> None:
+        self._rows += rows
+        self.kept = f"{self._rows} of {self._total} rows are kept in {self._folder}"

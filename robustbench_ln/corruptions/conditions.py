@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
 from robustbench_ln.corruptions.noise import NOISES
 from robustbench_ln.corruptions.suites import SEVERITIES, Suite, constants_folder
@@ -14,6 +15,19 @@ from robustbench_ln.yaml_files import read_yaml
 
 DEFAULT_SIGMAS = "0:1:0.25"
 _MAX_LEVELS = 10_000
+# Narrower than Python's numbers, which may hold underscores and the digits of any script.
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
+
+
+def _as_text(value: object) -> str:
+    """A number, or numbers, of any library as one would type them."""
+    if isinstance(value, str):
+        return value
+    try:
+        numbers = list(value)  # type: ignore[call-overload]
+    except TypeError:
+        numbers = [value]
+    return ",".join(map(str, numbers))
 
 
 def parse_grid(text: str | float | Sequence[float], *, option: str = "--sigma") -> tuple[float, ...]:
@@ -27,9 +41,7 @@ def parse_grid(text: str | float | Sequence[float], *, option: str = "--sigma") 
     Raises:
         UsageError: a part is not a finite number at least 0, a step is not positive, or stop lies before start.
     """
-    if not isinstance(text, str):
-        numbers = [text] if isinstance(text, int | float) else list(text)
-        text = ",".join(str(number) for number in numbers)
+    text = _as_text(text)
     levels: dict[Decimal, None] = {}
     for part in text.split(","):
         for level in _parse_part(part.strip(), text, option):
@@ -38,7 +50,7 @@ def parse_grid(text: str | float | Sequence[float], *, option: str = "--sigma") 
 
 
 def _parse_part(part: str, whole: str, option: str) -> Iterable[Decimal]:
-    numbers = [_parse_number(piece, whole, option) for piece in part.split(":")]
+    numbers = [_parse_number(piece.strip(), whole, option) for piece in part.split(":")]
     if len(numbers) == 1:
         return numbers
     if len(numbers) != 3:
@@ -58,12 +70,9 @@ def _parse_part(part: str, whole: str, option: str) -> Iterable[Decimal]:
 
 
 def _parse_number(piece: str, whole: str, option: str) -> Decimal:
-    try:
-        number = Decimal(piece)
-    except InvalidOperation:
-        raise _grid_error(option, repr(piece), whole) from None
-    if not number.is_finite() or number < 0 or number > Decimal("1e6"):
-        raise _grid_error(option, str(piece), whole)
+    number = Decimal(piece) if _NUMBER.fullmatch(piece) else None
+    if number is None or not 0 <= number <= Decimal("1e6"):
+        raise _grid_error(option, repr(piece), whole)
     return abs(number)  # -0 is 0
 
 
@@ -101,7 +110,7 @@ def parse_noises(noises: str | Iterable[str], sigma: str | float | Sequence[floa
             if current is not None and grids[current] is not None and token[:1] in "0123456789.-+":
                 grids[current] = f"{grids[current]},{token}"
                 continue
-            name, equals, grid = token.partition("=")
+            name, equals, grid = (piece.strip() for piece in token.partition("="))
             if name not in NOISES:
                 raise unknown_name("noise", name, NOISES)
             if name in grids:
@@ -154,11 +163,10 @@ def parse_severities(text: str | int | Sequence[int]) -> tuple[int, ...]:
     Raises:
         UsageError: a part that is no whole number from 1 to 5, or a range that runs backwards.
     """
-    if not isinstance(text, str):
-        text = str(text) if isinstance(text, int) else ",".join(map(str, text))
+    text = _as_text(text)
     found: dict[int, None] = {}
     for part in text.split(","):
-        ends = [piece.strip() for piece in part.split(":")]
+        ends = [piece.strip().removesuffix(".0") for piece in part.split(":")]
         numbers = [int(end) if end in map(str, SEVERITIES) else 0 for end in ends]
         if len(ends) > 2 or 0 in numbers or numbers[0] > numbers[-1]:
             raise UsageError(

@@ -20,6 +20,7 @@ from robustbench_ln.errors import UsageError
 from robustbench_ln.types import Condition
 
 DEFAULT_NOISES = ("agn",)
+DEFAULT_RANGE = "clip"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def plan_degradations(
     noise: str | Iterable[str] | None = None,
     sigma: str | float | Sequence[float] | None = None,
     preset: str | None = None,
-    range: str = "clip",
+    range: str | None = None,
     corruption: str | Iterable[str] | None = None,
     severity: str | int | Sequence[int] = "1:5",
     suite: str | None = None,
@@ -118,6 +119,12 @@ def plan_degradations(
     if preset is not None:
         if noise is not None or sigma is not None:
             raise UsageError("a preset brings its own noises and grids", found="--noise or --sigma", hint="one of them")
+        if range is not None:
+            raise UsageError(
+                "a preset brings its own range",
+                found=f"--preset {preset} --range {range}",
+                hint="one of them (lnbench list presets)",
+            )
         chosen_preset = load_preset(preset)
         noises = plan_noises(chosen_preset.requests, range_policy=chosen_preset.range_policy, repeats=repeats)
     else:
@@ -125,6 +132,6 @@ def plan_degradations(
             found = "--corruption without --noise"
             raise UsageError("--sigma is the grid of noises", found=found, hint="--severity 1:5")
         wanted = noise if noise is not None else () if asked else DEFAULT_NOISES
-        noises = plan_noises(parse_noises(wanted, sigma), range_policy=range, repeats=repeats)
+        noises = plan_noises(parse_noises(wanted, sigma), range_policy=range or DEFAULT_RANGE, repeats=repeats)
     folder = Path(frost_textures) if frost_textures is not None else None
     return DegradationPlan(tuple(noises), asked, severities, chosen, folder, jpeg_parity, repeats)

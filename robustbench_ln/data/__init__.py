@@ -5,6 +5,7 @@ To add one, write a module with an opener and give it a row in `DATASETS`; the t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from robustbench_ln.data.base import ArrayDataset, Dataset, Request
@@ -12,8 +13,9 @@ from robustbench_ln.data.cifar import open_cifar10, open_cifar100
 from robustbench_ln.data.demo import DemoDataset, open_demo
 from robustbench_ln.data.geometry import Geometry, parse_geometry
 from robustbench_ln.data.imagefolder import ImageFolder, open_imagefolder
+from robustbench_ln.data.imagenet import ImageNet, open_imagenet
 from robustbench_ln.data.npz import NpzDataset, open_npz
-from robustbench_ln.errors import unknown_name
+from robustbench_ln.errors import UsageError, unknown_name
 
 __all__ = [
     "DATASETS",
@@ -22,6 +24,7 @@ __all__ = [
     "DemoDataset",
     "Geometry",
     "ImageFolder",
+    "ImageNet",
     "NpzDataset",
     "Request",
     "open_dataset",
@@ -33,6 +36,7 @@ DATASETS: dict[str, Callable[[Request], Dataset]] = {
     "cifar10": open_cifar10,
     "cifar100": open_cifar100,
     "imagefolder": open_imagefolder,
+    "imagenet": open_imagenet,
     "npz": open_npz,
 }
 
@@ -63,6 +67,8 @@ def open_dataset(
     """
     kind, _, argument = spec.partition(":")
     if kind not in DATASETS:
+        if os.path.isdir(spec):  # noqa: PTH112 - pathlib's raises where a name can be none
+            raise UsageError("--data names no kind", found=f"the folder {spec!r}", hint=f"--data imagefolder:{spec}")
         raise unknown_name("data set", kind, DATASETS)
     for option, value, known in (("split", split, ("test", "train")), ("on-bad-image", on_bad_image, ("stop", "skip"))):
         if value not in known:

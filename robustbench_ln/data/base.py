@@ -106,13 +106,17 @@ class Dataset(ABC):
 
     def places(self, indices: NDArray[np.int64]) -> list[str]:
         """``<class>/<image>`` for the images of some indices: safe in a file name, and all different."""
-        folders = [safe_name(name) for name in self.classes]
+        folders = [self.class_folder(label) for label in range(len(self.classes))]
         if len({name.lower() for name in folders}) < len(folders):
             folders = [f"{label}-{name}" for label, name in enumerate(folders)]
         places = [f"{folders[self.labels[index]]}/{self.stem(int(index))}" for index in indices]
         if len({place.lower() for place in places}) < len(places):
             places = [f"{place}-{index}" for index, place in zip(indices, places, strict=True)]
         return places
+
+    def class_folder(self, label: int) -> str:
+        """A safe name for the folder of a class; not necessarily unique."""
+        return safe_name(self.classes[label])
 
     def stem(self, index: int) -> str:
         """A safe name for one image, without a suffix; not necessarily unique."""

@@ -77,6 +77,15 @@ class Geometry:
             )
         return self.crop, self.crop
 
+    def doubts(self, stored: tuple[int, int]) -> list[str]:
+        """What a user should know whose images all have this width and height: they may have been resized before."""
+        if self.resize in (None, self.crop) or stored != (self.crop, self.crop):
+            return []
+        return [
+            f"images are {self.crop} x {self.crop} pixels already and are resized again ({self}): "
+            f"--crop {self.crop} alone takes them as they are"
+        ]
+
     def apply(self, image: Image.Image) -> Image.Image:
         """The image at its new size."""
         resized = self._resized(image.size)
@@ -116,6 +125,7 @@ class Resized(Dataset):
 
     def __init__(self, dataset: Dataset, geometry: Geometry) -> None:
         height, width = dataset.image_size
+        doubts = geometry.doubts((width, height))
         width, height = geometry.size((width, height))
         super().__init__(
             id=dataset.id,
@@ -125,10 +135,14 @@ class Resized(Dataset):
             image_size=(height, width),
             sha256=hashlib.sha256(f"{dataset.sha256}\n{geometry}".encode()).hexdigest(),
             geometry=str(geometry),
-            warnings=dataset.warnings,
+            warnings=(*dataset.warnings, *doubts),
         )
         self._dataset = dataset
         self._geometry = geometry
+
+    def class_folder(self, label: int) -> str:
+        """See `Dataset.class_folder`."""
+        return self._dataset.class_folder(label)
 
     def stem(self, index: int) -> str:
         """See `Dataset.stem`."""

@@ -112,4 +112,4 @@ def area_under_curve(levels: Sequence[float], accuracies: Sequence[float]) -> fl
 
 def near_chance(correct: int, n: int, classes: int) -> bool:
     """Whether an accuracy's interval reaches below twice chance (1.2 times for two classes): not to be trusted."""
-    return wilson(correct, n)[0] < (1.2 if classes == 2 else 2.0) / classes
+    return classes > 1 and wilson(correct, n)[0] < (1.2 if classes == 2 else 2.0) / classes

@@ -1,4 +1,4 @@
-"""Factories that a user names as `package.module:factory`."""
+"""Code from elsewhere: factories that a user names as `package.module:factory`, and packages of the extras."""
 
 from __future__ import annotations
 
@@ -6,27 +6,52 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from robustbench_ln.errors import InputError, UsageError
+from robustbench_ln.errors import InputError, ResourceError, UsageError
 
 
 @contextmanager
 def importable_from_here() -> Iterator[None]:
-    """Let imports find modules in the current folder, as they do for a script that lies in it."""
+    """Let imports find modules in the current folder, as they do for a script that lies in it.
+
+    What the code prints meanwhile goes to stderr: stdout is for results.
+    """
     here = str(Path.cwd())
     sys.path.insert(0, here)
     importlib.invalidate_caches()
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         # The code that ran may have changed the path itself.
         if here in sys.path:
             sys.path.remove(here)
+
+
+def from_extra(extra: str, module: str, why: str) -> Any:
+    """Import a module of a package that only an extra installs.
+
+    Args:
+        extra: its name in the project file.
+        module: full name.
+        why: what needs it, for the error ("for timm:resnet18").
+
+    Raises:
+        ResourceError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ResourceError(
+            f"the extra {extra!r} is not installed, which is needed {why}",
+            found=str(error),
+            hint=f"pip install 'robustbench-ln[{extra}]'",
+        ) from error
 
 
 def find_factory(name: str) -> Callable[..., Any]:

@@ -3,263 +3,283 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
-import torchvision
-from torch import Tensor, nn
+from torch import nn
 
-from robustbench_ln.errors import InputError, ResourceError, unknown_name
-from robustbench_ln.models.architectures import ARCHITECTURES, Match, Shapes, shapes_of
-from robustbench_ln.models.checkpoint import Checkpoint, file_sha256, read_checkpoint
-from robustbench_ln.models.imports import build_with, find_factory, one_line
-from robustbench_ln.models.recognition import as_batchnorm, differences, fitting, nearest
-from robustbench_ln.models.sniffing import refused
-from robustbench_ln.norms.convert import convert_to_localnorm, n_groups
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """How a zoo entry wants images brought to its input size.
-
-    Attributes:
-        resize: length of the shorter side, in pixels, before cropping.
-        crop: side of the central square.
-        interpolation: ``bilinear``, ``bicubic``, ...
-    """
-
-    resize: int
-    crop: int
-    interpolation: str
+from robustbench_ln.errors import InputError, UsageError, unknown_name
+from robustbench_ln.models.architectures import (
+    Architecture,
+    Match,
+    Shapes,
+    as_batchnorm,
+    find_architecture,
+    norm_form,
+    shapes_of,
+    timm_zoo,
+)
+from robustbench_ln.models.checkpoint import Checkpoint
+from robustbench_ln.models.dialects import candidates
+from robustbench_ln.models.imports import build_with, find_factory
+from robustbench_ln.models.loaded import LoadedModel, ready
+from robustbench_ln.models.programs import Program
+from robustbench_ln.models.reading import read_checkpoint
+from robustbench_ln.models.recognition import differences, fitting, nearest, with_norms
+from robustbench_ln.models.zoo import load_hf_hub, load_timm, load_torchvision
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A network and everything that was found out about it.
+class _Request:
+    """What was asked for besides the name; see `load_model`."""
 
-    Attributes:
-        network: on the CPU, float32, in eval(), without gradients.
-        source: what the user passed to `--model`.
-        label: short name, fit for file names.
-        sha256: of the file's bytes; of keys and values of the state dict where there is no file.
-        arch: architecture name.
-        recognised: how it was found: ``keys and shapes``, ``--arch``, ``file metadata``, ``zoo``, ``factory``,
-            ``whole module`` or ``module``.
-        num_classes: number of logits.
-        container: names of the dictionaries around the state dict, joined by dots; empty when bare.
-        prefixes: what was stripped from the start of every key, the outermost first.
-        mean: per-channel mean; empty where the network needs none, None where nothing says it.
-        std: per-channel standard deviation; as `mean`.
-        preprocessing: where `mean` and `std` come from: ``zoo``, ``file metadata``, ``wrapper layers``, ``the network
-            itself``, or nothing.
-        n_groups: K of a LocalNorm network.
-        group_size: N/K, images a group had in training; None where unknown.
-        geometry: of the zoo entry; None where unknown.
-        warnings: what the user should know.
-    """
-
-    network: nn.Module
-    source: str
-    label: str
-    sha256: str
-    arch: str
-    recognised: str
-    num_classes: int
-    container: str = ""
-    prefixes: tuple[str, ...] = ()
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    preprocessing: str = ""
-    n_groups: int | None = None
-    group_size: int | None = None
-    geometry: Geometry | None = None
-    warnings: tuple[str, ...] = ()
+    arch: str | None = None
+    trust: bool = False
+    ema: bool | None = None
+    num_classes: int | None = None
 
 
 def load_model(
-    spec: str, *, arch: str | None = None, trust: bool = False, num_classes: int | None = None
+    spec: str,
+    *,
+    arch: str | None = None,
+    trust: bool = False,
+    ema: bool | None = None,
+    num_classes: int | None = None,
 ) -> LoadedModel:
     """Load a model from whatever names it.
 
     Args:
-        spec: a file (``.pt .pth .th .ckpt .safetensors``, or any other suffix), ``torchvision:NAME``,
-            ``python:package.module:factory``, ``demo:bn`` or ``demo:ln``.
-        arch: architecture of a file: a name in `ARCHITECTURES` or ``package.module:factory``, called with
+        spec: a file of any suffix (of torch.save, safetensors, TorchScript, torch.export, ONNX, a tar archive of one),
+            the index of a sharded checkpoint or a folder with one, ``torchvision:NAME``, ``timm:NAME``,
+            ``hf-hub:OWNER/NAME``, ``python:package.module:factory``, ``demo:bn`` or ``demo:ln``.
+        arch: architecture of a file: a name that `find_architecture` knows or ``package.module:factory``, called with
             ``num_classes=``; recognised from keys and shapes without it.
         trust: read files that can run code when read.
+        ema: take the averaged copy of the weights (EMA, SWA) of a file, or, if False, the plain one; None takes the
+            plain one where there are both.
         num_classes: passed to factories that take it; otherwise the weights say it.
 
     Raises:
         UsageError: a kind of model, a name or an architecture that is not known.
         InputError: a file that is missing, unreadable or not a whole model, one that fits no architecture, or a
             factory that fails.
-        ResourceError: a download that fails or is forbidden, a file that may not be read.
+        ResourceError: a download that fails or is forbidden, a file that may not be read, a missing extra.
     """
+    if arch is not None:
+        _factory(arch)  # a wrong name is an error before anything is read
+    request = _Request(arch, trust, ema, num_classes)
     scheme, colon, name = spec.partition(":")
     # One letter is a Windows drive; and a file may have a colon in its name.
     if not colon or not re.fullmatch(r"[A-Za-z][\w+-]+", scheme) or Path(spec).exists():
-        return _load_file(Path(spec), spec, arch, trust, num_classes)
+        return _load_file(Path(spec), spec, request)
     if scheme not in SOURCES:
         raise unknown_name("kind of model", scheme, [*SOURCES, "FILE"])
-    model = SOURCES[scheme](spec, name, num_classes)
-    return model if arch is None else _warned(model, f"--arch {arch} is for files and is not used for {spec}")
+    model = SOURCES[scheme](spec, name, request)
+    if arch is not None:
+        model = model.warned(f"--arch {arch} is for files and is not used for {spec}")
+    if ema is not None:
+        model = model.warned(f"--{'' if ema else 'no-'}ema is for files and is not used for {spec}")
+    return model
 
 
-def _load_demo(spec: str, name: str, num_classes: int | None) -> LoadedModel:  # noqa: ARG001 (the weights say it)
+def _load_demo(spec: str, name: str, _: _Request) -> LoadedModel:
     files = {"bn": _DEMO / "bn.safetensors", "ln": _DEMO / "ln.safetensors"}
     if name not in files:
         raise unknown_name("demo model", name, files)
-    return replace(_load_file(files[name], spec), label=_label(spec))
+    return replace(_load_file(files[name], spec, _Request()), label=spec.replace(":", "-"))
 
 
 _DEMO = Path(__file__).with_name("demo")
 
 
-def _load_python(spec: str, name: str, num_classes: int | None) -> LoadedModel:
-    network = build_with(name, find_factory(name), num_classes)
-    sha256 = state_sha256(network.state_dict())
-    return _ready(network, spec, _label(spec), sha256, arch=name, recognised="factory")
+def _load_python(spec: str, name: str, request: _Request) -> LoadedModel:
+    network = _build_seeded(name, find_factory(name), request.num_classes)
+    return ready(network, spec, spec, None, arch=name, recognised="factory")
 
 
-def _load_torchvision(spec: str, name: str, num_classes: int | None) -> LoadedModel:  # noqa: ARG001 (the weights say it)
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise unknown_name("torchvision model", name, known)
-    weights = torchvision.models.get_model_weights(name).DEFAULT
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(weights.url).path).name
-    cached = file.exists()
-    if not cached and os.environ.get("LNBENCH_OFFLINE", "0") not in ("", "0"):
-        raise ResourceError(
-            f"the weights of {spec} would have to be downloaded, which LNBENCH_OFFLINE forbids",
-            found=f"no file {file}",
-            hint=f"unset LNBENCH_OFFLINE, or put {weights.url} there",
-        )
-    try:
-        network = torchvision.models.get_model(name, weights=weights, progress=False)
-    except Exception as error:  # urllib, ssl, sockets, the disk, the hash check, or a damaged file in the cache
-        if cached:
-            raise refused(
-                file, f"weights in torch's cache that are damaged ({one_line(error)})", f"delete {file}"
-            ) from error
-        raise ResourceError(
-            f"the weights of {spec} cannot be downloaded", found=one_line(error), hint=f"put {weights.url} at {file}"
-        ) from error
-    transforms = weights.transforms()
-    model = _ready(network, spec, _label(spec), file_sha256(file), arch=name, recognised="zoo")
-    return replace(
-        model,
-        mean=tuple(transforms.mean),
-        std=tuple(transforms.std),
-        preprocessing="zoo",
-        geometry=Geometry(transforms.resize_size[0], transforms.crop_size[0], transforms.interpolation.value),
-    )
-
-
-SOURCES: dict[str, Callable[[str, str, int | None], LoadedModel]] = {
-    "torchvision": _load_torchvision,
+SOURCES: dict[str, Callable[[str, str, _Request], LoadedModel]] = {
+    "torchvision": lambda spec, name, _: load_torchvision(spec, name),
+    "timm": lambda spec, name, _: load_timm(spec, name),
+    "hf-hub": lambda spec, name, _: load_hf_hub(spec, name),
     "python": _load_python,
     "demo": _load_demo,
 }
-"""What stands before the colon: a function of the whole text, what follows the colon, and `num_classes`."""
+"""What stands before the colon: a function of the whole text, what follows the colon, and the request."""
 
 
-def _load_file(
-    path: Path, spec: str, arch: str | None = None, trust: bool = False, num_classes: int | None = None
-) -> LoadedModel:
-    # A wrong architecture is an error before the weights are read.
-    factory = None if arch is None else _factory(arch)
-    checkpoint = read_checkpoint(path, trust=trust)
-    origin = spec, _label(path.stem), checkpoint.sha256
+def _load_file(path: Path, spec: str, request: _Request) -> LoadedModel:
+    factory = None if request.arch is None else _factory(request.arch)
+    checkpoint = read_checkpoint(path, trust=request.trust, ema=request.ema)
     if checkpoint.network is not None:
-        model = _ready(checkpoint.network, *origin, arch=type(checkpoint.network).__name__, recognised="whole module")
-        if arch is not None:
-            model = _warned(model, f"--arch {arch} is not used: {path.name} holds a whole module")
-    elif factory is not None and arch is not None:
-        network, checkpoint = _fill_factory(arch, factory, checkpoint, num_classes)
-        model = _ready(network, *origin, arch=arch, recognised="--arch")
+        built = _from_module(path, checkpoint, checkpoint.network, request.arch)
     else:
-        match, recognised, warnings = _find_architecture(path, checkpoint, arch)
-        filled = _filled(match.build(), checkpoint.tensors)
-        assert filled is not None, "a match has the very keys and shapes of the checkpoint"
-        model = _ready(
-            filled, *origin, arch=match.architecture.name, recognised=recognised, num_classes=match.num_classes
-        )
-        model = _warned(model, *warnings)
-    mean, std, preprocessing = _preprocessing(checkpoint)
+        found = _asked_for(path, candidates(checkpoint))
+        if factory is not None and request.arch is not None:
+            built = _from_factory(request.arch, factory, found, request.num_classes)
+        else:
+            built = _from_table(path, found, request.arch)
+    checkpoint = built.checkpoint
+    model = ready(
+        built.network,
+        spec,
+        path.stem,
+        checkpoint.sha256,
+        arch=built.arch,
+        recognised=built.recognised,
+        num_classes=built.num_classes,
+    )
+    mean, std, preprocessing = _preprocessing(checkpoint, model)
     return replace(
         model,
+        form=checkpoint.form,
         container=".".join(checkpoint.container),
         prefixes=checkpoint.prefixes,
+        averaged=checkpoint.averaged,
+        copy=checkpoint.copy,
+        precision=checkpoint.precision,
         mean=mean,
         std=std,
         preprocessing=preprocessing,
         group_size=checkpoint.metadata.get("group_size") if model.n_groups else None,
-        warnings=checkpoint.warnings + model.warnings,
+        unbuilt=checkpoint.unbuilt,
+        warnings=checkpoint.warnings + built.warnings + model.warnings,
     )
 
 
-def _preprocessing(checkpoint: Checkpoint) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, str]:
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """A network with its weights, the part of the checkpoint that they were, and how it was found."""
+
+    network: nn.Module
+    checkpoint: Checkpoint
+    arch: str
+    recognised: str
+    num_classes: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def _from_module(path: Path, checkpoint: Checkpoint, network: nn.Module, arch: str | None) -> _Built:
+    """A network that is in the file itself."""
+    _asked_for(path, [checkpoint])
+    program = isinstance(network, Program)
+    warnings = []
+    if program:
+        warnings.append(f"{path.name} is a program: its norm layers cannot be reached, so it runs as it is (native)")
+    if arch is not None:
+        warnings.append(f"--arch {arch} is not used: {path.name} holds a {'program' if program else 'whole module'}")
+    name, recognised = (checkpoint.form, "program") if program else (type(network).__name__, "whole module")
+    return _Built(network, checkpoint, name, recognised, warnings=tuple(warnings))
+
+
+def _asked_for(path: Path, found: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """Those that are averages, or those that are not, as `--ema` asked."""
+    listed = list(found)
+    ema = listed[0].ema
+    kept = [one for one in listed if ema is None or one.averaged is ema]
+    if not kept:
+        kind, other = ("averaged", "plain") if ema else ("plain", "averaged")
+        where = ".".join(listed[0].container) or "the file"
+        raise InputError(
+            f"{path.name} holds no {kind} weights",
+            found=f"{other} weights only, in {where}",
+            hint=f"without --{'' if ema else 'no-'}ema",
+        )
+    return kept
+
+
+def _preprocessing(
+    checkpoint: Checkpoint, model: LoadedModel
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, str]:
+    """Mean, deviation and where they come from: the network itself knows best, then its wrapper, then metadata."""
+    if model.mean is not None:
+        return model.mean, model.std, model.preprocessing
     if checkpoint.mean is not None:
-        return checkpoint.mean, checkpoint.std, "wrapper layers" if checkpoint.mean else "the network itself"
+        return checkpoint.mean, checkpoint.std, "wrapper layers"
     if "mean" in checkpoint.metadata:
         return checkpoint.metadata["mean"], checkpoint.metadata["std"], "file metadata"
     return None, None, ""
 
 
-def _find_architecture(path: Path, checkpoint: Checkpoint, arch: str | None) -> tuple[Match, str, tuple[str, ...]]:
-    """The architecture, how it was found, and warnings."""
-    shapes, _ = as_batchnorm(shapes_of(checkpoint.tensors))
+def _from_table(path: Path, found: list[Checkpoint], arch: str | None) -> _Built:
+    """A network of the table: that of the name, or the one that the keys and shapes fit."""
+    shapes = [shapes_of(one.tensors) for one in found]
     if arch is not None:
-        match = ARCHITECTURES[arch].guess(shapes)
-        if match.shapes() != shapes:
-            raise _does_not_fit(arch, match.shapes(), shapes)
-        return match, "--arch", ()
+        row = find_architecture(arch)
+        for one, its_shapes in zip(found, shapes, strict=True):
+            match = row.fit(its_shapes)
+            if match is not None:
+                return _built(match, one, "--arch")
+        likeliest = _likeliest(shapes)
+        raise _does_not_fit(arch, row.guess(likeliest).shapes(), likeliest)
     warnings: tuple[str, ...] = ()
-    # Only a name of the table: a file must not be able to name code to run.
-    said = checkpoint.metadata.get("arch")
+    said = found[0].metadata.get("arch")
     if said is not None:
-        known = ARCHITECTURES[said].recognise(shapes) if said in ARCHITECTURES else None
-        if known is not None:
-            return known, "file metadata", ()
+        named = _named(said)
+        for one, its_shapes in zip(found, shapes, strict=True):
+            known = named and named.recognise(its_shapes)
+            if known:
+                return _built(known, one, "file metadata")
         warnings += (f"metadata 'arch' of the file is {said!r}, which is unknown or does not fit, and is not used",)
-    matches = fitting(shapes)
-    if not matches:
-        raise _fits_nothing(path, shapes)
-    if len(matches) > 1:
-        names = [match.architecture.name for match in matches]
-        warnings += (f"the keys and shapes fit {' and '.join(names)}; taken is the simpler {names[0]}",)
-    return matches[0], "keys and shapes", warnings
+    for one, its_shapes in zip(found, shapes, strict=True):
+        matches = fitting(its_shapes)
+        if len(matches) > 1:
+            names = [match.name for match in matches]
+            rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            warnings += (f"the keys and shapes fit {' and '.join(names[:5])}{rest}; taken is the simpler {names[0]}",)
+        if matches:
+            return _built(matches[0], one, "keys and shapes", warnings)
+    raise _fits_nothing(path, _likeliest(shapes))
 
 
-def _fill_factory(
-    name: str, factory: Callable[..., object], checkpoint: Checkpoint, num_classes: int | None
-) -> tuple[nn.Module, Checkpoint]:
-    """The user's network with the weights of the file, and the checkpoint as it was used."""
-    assumed = num_classes or checkpoint.metadata.get("num_classes") or 10
-    network = build_with(name, factory, assumed)
+def _named(arch: str) -> Architecture | None:
+    """An architecture that a file names. Only one that is known: a file must not be able to name code to run."""
+    try:
+        return find_architecture(arch)
+    except UsageError:
+        return None
+
+
+def _built(match: Match, checkpoint: Checkpoint, recognised: str, warnings: tuple[str, ...] = ()) -> _Built:
+    filled = _filled(match.build(), checkpoint)
+    assert filled is not None, "a match has the very keys and shapes of the checkpoint"
+    network, assumed = filled
+    return _Built(network, checkpoint, match.name, recognised, match.num_classes, warnings + assumed)
+
+
+def _likeliest(found: Sequence[Shapes]) -> Shapes:
+    """What of it to compare with the architectures, where none fits: that of which most keys are known."""
+    return max(found[:8], key=lambda shapes: near[1] if (near := nearest(shapes)) else 0)
+
+
+def _from_factory(
+    name: str, factory: Callable[..., object], found: list[Checkpoint], num_classes: int | None
+) -> _Built:
+    """The user's network with the weights of the file."""
+    assumed = num_classes or found[0].metadata.get("num_classes") or 10
+    network = _build_seeded(name, factory, assumed)
     expected = shapes_of(network.state_dict())
-    shapes, _ = as_batchnorm(shapes_of(checkpoint.tensors))
-    rows = _output_rows(expected, shapes, assumed)
+    for one in found:
+        rows = _output_rows(expected, as_batchnorm(expected, shapes_of(one.tensors)), assumed)
+        filled = _filled(network if rows == assumed else _build_seeded(name, factory, rows), one)
+        if filled is not None:
+            return _Built(filled[0], one, name, "--arch", warnings=filled[1])
+    shapes = shapes_of(found[0].tensors)
+    rows = _output_rows(expected, as_batchnorm(expected, shapes), assumed)
     if rows != assumed:
-        network = build_with(name, factory, rows)
-        expected = shapes_of(network.state_dict())
-    filled = _filled(network, checkpoint.tensors)
-    if filled is not None:
-        return filled, checkpoint
-    # The user's network may be the wrapped one, prefixes, normalisation and all.
-    filled = _filled(network, checkpoint.as_stored())
-    if filled is None:
-        raise _does_not_fit(name, expected, shapes)
-    if checkpoint.wrapper:
-        checkpoint = replace(checkpoint, mean=(), std=())
-    return filled, replace(checkpoint, prefixes=())
+        expected = shapes_of(_build_seeded(name, factory, rows).state_dict())
+    raise _does_not_fit(name, expected, shapes)
+
+
+def _build_seeded(name: str, factory: Callable[..., object], num_classes: int | None) -> nn.Module:
+    """The network that a factory builds, the same in every run should its weights be random."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return build_with(name, factory, num_classes)
 
 
 def _output_rows(expected: Shapes, found: Shapes, classes: int) -> int:
@@ -271,30 +291,29 @@ def _output_rows(expected: Shapes, found: Shapes, classes: int) -> int:
     return classes
 
 
-def _filled(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module | None:
-    """`network` with these weights, turned into LocalNorm where they are; None where keys or shapes differ."""
+def _filled(network: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, tuple[str, ...]] | None:
+    """`network` with these weights and the norm layers that they are of, and warnings; None where they do not fit."""
+    tensors = checkpoint.tensors
     shapes = shapes_of(tensors)
-    if shapes_of(network.state_dict()) != shapes:
-        plain, groups = as_batchnorm(shapes)
-        if groups is None or shapes_of(network.state_dict()) != plain:
-            return None
-        network = convert_to_localnorm(network, groups)
+    form = norm_form(shapes_of(network.state_dict()), shapes)
+    if form is None:
+        return None
+    network, warnings = with_norms(network, form, shapes, checkpoint.metadata)
     own = network.state_dict()
     # Old files lack num_batches_tracked, which nothing in eval() reads.
     state = OrderedDict((key, tensors.get(key, torch.zeros_like(value))) for key, value in own.items())
     # Versions of the modules, which some modules ask for.
     state._metadata = own._metadata  # type: ignore[attr-defined]
     network.load_state_dict(state)
-    return network
+    return network, warnings
 
 
 def _does_not_fit(arch: str, expected: Shapes, found: Shapes) -> InputError:
     matches = fitting(found)
-    near = nearest(found)
+    near = None if matches else nearest(found)
+    hint = f"--arch {near[0].name} is nearest; {_OWN}" if near else _OWN
     if matches:
-        hint = f"--arch {matches[0].architecture.name}"
-    else:
-        hint = f"--arch {near[0].architecture.name} is nearest; {_OWN}" if near else _OWN
+        hint = f"--arch {matches[0].name}"
     return InputError(f"checkpoint does not fit {arch}", found=differences(expected, found), hint=hint)
 
 
@@ -309,9 +328,9 @@ def _fits_nothing(path: Path, shapes: Shapes) -> InputError:
             what, found=f"{len(shapes)} keys, first {', '.join(list(shapes)[:5])}", hint=f"--arch NAME, {_OWN}"
         )
     match, common = near
-    name, expected = match.architecture.name, match.shapes()
+    name, expected = match.name, match.shapes()
     where = differences(expected, shapes)
-    if common == len(shapes):
+    if common == len(as_batchnorm(expected, shapes)):
         return InputError(
             f"{path.name} holds a part of a network only",
             found=f"{common} of the {len(expected)} keys of {name}: {where}",
@@ -321,64 +340,6 @@ def _fits_nothing(path: Path, shapes: Shapes) -> InputError:
     return InputError(what, found=found, hint=f"--arch NAME, {_OWN}")
 
 
-def _ready(
-    network: nn.Module,
-    source: str,
-    label: str,
-    sha256: str,
-    *,
-    arch: str,
-    recognised: str,
-    num_classes: int | None = None,
-) -> LoadedModel:
-    """The record of a network, which is brought into the state that evaluation wants."""
-    network = network.cpu().float().eval().requires_grad_(False)
-    model = LoadedModel(
-        network,
-        source,
-        label,
-        sha256,
-        arch,
-        recognised,
-        _count_classes(network, source) if num_classes is None else num_classes,
-        n_groups=n_groups(network),
-    )
-    broken = [key for key, value in network.state_dict().items() if not value.isfinite().all()]
-    return (
-        _warned(model, f"NaN or infinity in the weights: {len(broken)} tensors, first {broken[0]}") if broken else model
-    )
-
-
-@torch.no_grad()
-def _count_classes(network: nn.Module, source: str) -> int:
-    """Number of logits, by a forward pass at the first usual image size that the network takes."""
-    failure = ""
-    for size in (32, 224, 64, 299):
-        try:
-            with torch.random.fork_rng(devices=[]):
-                logits = network(torch.zeros(2, 3, size, size))
-        except Exception as error:  # the user's code ran
-            failure = failure or one_line(error)
-            continue
-        if isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 2:
-            return logits.shape[1]
-        failure = f"{type(logits).__name__} {tuple(getattr(logits, 'shape', ()))} for 2 images"
-        break
-    raise InputError(
-        f"{source} does not turn images (B, 3, H, W) into logits (B, classes)",
-        found=failure,
-        hint="a factory whose network returns logits only",
-    )
-
-
-def _warned(model: LoadedModel, *warnings: str) -> LoadedModel:
-    return replace(model, warnings=model.warnings + warnings)
-
-
-def _label(text: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "model"
-
-
 def wrap_module(network: nn.Module) -> LoadedModel:
     """A module that Python code passes instead of a name; a copy of it is taken, so that it stays as it is.
 
@@ -386,15 +347,14 @@ def wrap_module(network: nn.Module) -> LoadedModel:
         InputError: it does not turn images into logits.
     """
     name = type(network).__name__
-    sha256 = state_sha256(network.state_dict())
-    return _ready(copy.deepcopy(network), name, _label(name), sha256, arch=name, recognised="module")
+    return ready(copy.deepcopy(network), name, name, None, arch=name, recognised="module")
 
 
 def build_network(arch: str, *, num_classes: int) -> nn.Module:
     """A new network with random weights, in train().
 
     Args:
-        arch: a name in `ARCHITECTURES` or ``package.module:factory``.
+        arch: a name that `find_architecture` knows or ``package.module:factory``.
         num_classes: number of logits.
 
     Raises:
@@ -402,23 +362,12 @@ def build_network(arch: str, *, num_classes: int) -> nn.Module:
         InputError: a factory that fails.
     """
     factory = _factory(arch)
-    return ARCHITECTURES[arch].build(num_classes) if factory is None else build_with(arch, factory, num_classes)
+    return find_architecture(arch).build(num_classes) if factory is None else build_with(arch, factory, num_classes)
 
 
 def _factory(arch: str) -> Callable[..., object] | None:
-    """The user's factory, or None for an architecture of the table."""
-    if ":" in arch:
+    """The user's factory, or None for an architecture that is known by name."""
+    if ":" in arch and not arch.startswith(timm_zoo.PREFIX):
         return find_factory(arch)
-    if arch not in ARCHITECTURES:
-        raise unknown_name("architecture", arch, [*ARCHITECTURES, "package.module:factory"])
+    find_architecture(arch)
     return None
-
-
-def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """Digest of a state dict's keys, types, shapes and values; the order of keys does not matter."""
-    digest = hashlib.sha256()
-    for key, value in sorted(state.items()):
-        if isinstance(value, Tensor):
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

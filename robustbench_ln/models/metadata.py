@@ -38,6 +38,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "num_classes": _count,
     "n_groups": _count,
     "group_size": _count,
+    "norm": _text,
+    "norm_groups": _count,
     "mean": _channels,
     "std": _channels,
     "preprocessing": _text,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -72,13 +73,14 @@ def parse_normalize(text: str) -> tuple[tuple[float, ...], tuple[float, ...]] | 
 
 
 def is_mean_std(mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
-    """Whether two tuples can be a mean and a standard deviation: equally long, finite, no deviation of 0 or less."""
-    return len(mean) == len(std) and all(map(math.isfinite, mean)) and all(0 < s < math.inf for s in std)
+    """Whether two tuples can be a mean and a standard deviation: as `Preprocessing` has them, and finite."""
+    fit = len(mean) == len(std) and len(mean) in (0, 1, 3)
+    return fit and all(map(math.isfinite, mean)) and all(0 < s < math.inf for s in std)
 
 
 def _not_numbers(text: str) -> UsageError:
     return UsageError(
-        "a normalisation needs a mean and a positive standard deviation for each channel",
+        "a normalisation needs a mean and a positive standard deviation for each of 3 channels, or one for all",
         found=repr(text),
         hint='--normalize "0.5,0.5,0.5;0.2,0.2,0.2"',
     )
@@ -131,6 +133,39 @@ def choose_preprocessing(network: nn.Module, images: Images, labels: Tensor) -> 
         likelihoods = ", ".join(f"{name} {nll[name]:.3f}" for name in sorted(close, key=lambda name: nll[name]))
         text += f"; a near tie, decided by negative log-likelihood ({likelihoods})"
     return Choice(best.name, best.mean, best.std, accuracies, text)
+
+
+def doubt(network: nn.Module, asked: Preprocessing, known: Preprocessing | None, images: Images, labels: Tensor) -> str:
+    """Why a normalisation that the user asked for may be the wrong one; empty where nothing speaks against it.
+
+    Where nothing says what the network wants, its accuracy on one batch of clean images is compared with that of no
+    normalisation at all, which is better where the network normalises its input itself.
+
+    Args:
+        network: as in `choose_preprocessing`.
+        asked: what the user wants done.
+        known: what the model brings along, `name` saying where it stands; None where nothing says it.
+        images: ``(B, 3, H, W)`` in [0, 1]; the first 128 are used, classes mixed.
+        labels: ``(B,)`` int64.
+    """
+    if known is not None and asked.mean and not known.mean:
+        return f"the network normalises its input itself, and --normalize {asked.name} does it before: --normalize none"
+    if known is not None:
+        stated, wanted = known.mean + known.std, asked.mean + asked.std
+        if len(stated) == len(wanted) and all(map(partial(math.isclose, rel_tol=1e-4), stated, wanted)):
+            return ""
+        return f"--normalize {asked.name} replaces the model's own normalisation ({known.name})"
+    if not asked.mean:
+        return ""
+    images, labels = images[:_BATCH], labels[:_BATCH]
+    right, _ = _score(Classifier(network, asked.mean, asked.std), images, labels)
+    right_without, _ = _score(Classifier(network, (), ()), images, labels)
+    if not _clearly_better(right_without, right):
+        return ""
+    return (
+        f"--normalize {asked.name} has {right.float().mean():.1%} of {len(labels)} clean images right, none has "
+        f"{right_without.float().mean():.1%}: does the network normalise its input itself? --normalize none"
+    )
 
 
 @torch.no_grad()

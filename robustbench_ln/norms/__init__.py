@@ -1,9 +1,10 @@
 """Normalisation: LocalNorm layers, conversion, and the evaluation modes."""
 
-from robustbench_ln.norms.convert import convert_to_localnorm, norm_kind, norm_layers
+from robustbench_ln.norms.convert import convert_to_localnorm, norm_kind, norm_layers, replace_norms
 from robustbench_ln.norms.layer import Layout, LocalNorm, LocalNorm1d, LocalNorm2d, LocalNorm3d, normalise
 from robustbench_ln.norms.modes import EVAL_MODES, EvalMode, NetworkNorms, choose_modes, parse_mode, schedule
 from robustbench_ln.norms.predict import frozen_state, using
+from robustbench_ln.norms.switchable import SwitchableNorm2d
 
 __all__ = [
     "EVAL_MODES",
@@ -14,6 +15,7 @@ __all__ = [
     "LocalNorm2d",
     "LocalNorm3d",
     "NetworkNorms",
+    "SwitchableNorm2d",
     "choose_modes",
     "convert_to_localnorm",
     "frozen_state",
@@ -21,6 +23,7 @@ __all__ = [
     "norm_layers",
     "normalise",
     "parse_mode",
+    "replace_norms",
     "schedule",
     "using",
 ]

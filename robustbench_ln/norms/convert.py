@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustbench_ln.errors import UsageError
 from robustbench_ln.norms.layer import LocalNorm, LocalNorm1d, LocalNorm2d, LocalNorm3d
+from robustbench_ln.norms.switchable import SwitchableNorm2d
 
 _LOCAL = {1: LocalNorm1d, 2: LocalNorm2d, 3: LocalNorm3d}
 _COMPARATORS: dict[str, tuple[type[nn.Module], ...]] = {
     "groupnorm": (nn.GroupNorm,),
     "instancenorm": (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
     "layernorm": (nn.LayerNorm,),
+    "switchnorm": (SwitchableNorm2d,),
 }
 
 
@@ -41,7 +44,7 @@ def norm_layers(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def norm_kind(network: nn.Module) -> str:
-    """``bn``, ``ln``, ``groupnorm``, ``instancenorm``, ``layernorm`` or ``none``; the first that is found.
+    """``bn``, ``ln``, ``groupnorm``, ``instancenorm``, ``layernorm``, ``switchnorm`` or ``none``; the first found.
 
     Raises:
         UsageError: BatchNorm and LocalNorm layers in one network, for which no evaluation mode is defined.
@@ -101,12 +104,17 @@ def convert_to_localnorm(network: nn.Module, n_groups: int) -> nn.Module:
             found=f"norm layers of kind {norm_kind(network)!r}",
             hint="a network with BatchNorm or SyncBatchNorm layers",
         )
+    return replace_norms(network, lambda _, layer: _localnorm_like(layer, n_groups))
+
+
+def replace_norms(network: nn.Module, make: Callable[[str, nn.Module], nn.Module]) -> nn.Module:
+    """A copy of `network` with ``make(name, layer)`` in the place of every BatchNorm and LocalNorm layer."""
     converted = copy.deepcopy(network)
     for name, layer in norm_layers(converted).items():
         if not name:
-            return _localnorm_like(layer, n_groups)
+            return make(name, layer)
         parent, _, child = name.rpartition(".")
-        setattr(converted.get_submodule(parent), child, _localnorm_like(layer, n_groups))
+        setattr(converted.get_submodule(parent), child, make(name, layer))
     return converted
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 DPI = 150
 MARKERS = "o^sDv*XP"
 _PANEL = (3.9, 2.7)  # inches
+_LINE = 0.14  # inches of a line of words above or below the panels
+_LETTERS = 12  # that fit into an inch of them, capitals too
 _SETTINGS: Any = {
     "font.size": 9,
     "svg.fonttype": "none",  # text stays text: it can be searched, read out and edited
@@ -58,8 +60,11 @@ def accuracy_curves(summary: Summary) -> Figure:
     chance = 100 / summary.data.classes
 
     with matplotlib.rc_context(_SETTINGS):
-        size = (_PANEL[0] * len(models) + 0.4, _PANEL[1] * len(rows) + 0.6)
-        figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+        width = _PANEL[0] * len(models) + 0.4
+        title, notes = _words(summary, chance, width)
+        # What is written below takes no room from the panels.
+        height = _PANEL[1] * len(rows) + 0.6 + _LINE * (len(title) - 1 + len(notes))
+        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
         panels = figure.subplots(len(rows), len(models), squeeze=False, sharex="row", sharey=True)
         for row, line_of_panels in zip(rows, panels, strict=True):
             shown = [axes for axes, model in zip(line_of_panels, models, strict=True) if model.id in row.lines]
@@ -74,9 +79,9 @@ def accuracy_curves(summary: Summary) -> Figure:
                 _plain(axes.set_xlabel(_short(row.label, 60)))
             shown[0].set_ylabel("accuracy (%)")
             shown[0].tick_params(labelleft=True)
-            shown[0].annotate("chance", (0.01, chance), (0, 2), xycoords=shown[0].get_yaxis_transform(),
-                              textcoords="offset points", fontsize=7, color="#5f5f5f")  # fmt: skip
-        _words(figure, summary, size[0])
+        _plain(figure.suptitle("\n".join(title), fontsize=9, color="#444444"))
+        if notes:
+            _plain(figure.supxlabel("\n".join(notes), fontsize=8, color="#b04000"))
     return figure
 
 
@@ -194,20 +199,17 @@ def spread(heights: Sequence[float], gap: float, top: float = 100.0) -> list[flo
     return [min(max(low, 0.0), most) + index * gap for index, low in enumerate(lowest)]
 
 
-def _words(figure: Figure, summary: Summary, inches: float) -> None:
-    """What the figure shows, above it; what its reader has to be warned of, below."""
+def _words(summary: Summary, chance: float, inches: float) -> tuple[list[str], list[str]]:
+    """Lines of what the figure shows, for above it, and of what its reader has to be warned of, for below."""
     scored = sorted({point.n for curve in summary.curves for point in curve.points})
     scored = scored or sorted({point.n for grid in summary.grids for point in grid.means})
     images = " or ".join(f"{n:,}" for n in scored)
-    wide = int(inches * 15)
-    title = f"{visible(summary.data.id)}, {images} images; bands are 95 % intervals"
-    _plain(figure.suptitle("\n".join(textwrap.wrap(title, wide)), fontsize=9, color="#444444"))
-    if summary.warnings:
-        shown = [f"warning: {_short(warning, 200)}" for warning in summary.warnings[:3]]
-        if len(summary.warnings) > 3:
-            shown.append(f"and {len(summary.warnings) - 3} more warnings")
-        text = "\n".join(line for warning in shown for line in textwrap.wrap(warning, wide))
-        _plain(figure.supxlabel(text, fontsize=8, color="#b04000"))
+    title = f"{visible(summary.data.id)}, {images} images; bands are 95 % intervals, dots are chance ({chance:.3g} %)"
+    notes = [f"warning: {_short(warning, 300)}" for warning in summary.warnings[:3]]
+    if len(summary.warnings) > 3:
+        notes.append(f"and {len(summary.warnings) - 3} more warnings")
+    wrap = textwrap.TextWrapper(int(inches * _LETTERS), break_on_hyphens=False).wrap
+    return wrap(title), [line for note in notes for line in wrap(note)]
 
 
 def _short(text: str, most: int) -> str:

@@ -130,7 +130,7 @@ class Results:
             raise ResourceError(
                 "a data frame needs pandas",
                 found="pandas is not installed",
-                hint="pip install 'robustbench-ln[pandas]'",
+                hint="pip install pandas",
             ) from None
         lines = []
         for row in self.document.rows:

@@ -1,0 +1,244 @@
+"""A network that is ready to be evaluated, and everything that was found out about it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_ln.errors import InputError, LnbenchError
+from robustbench_ln.models.dialects import find_wrapper
+from robustbench_ln.models.imports import one_line
+from robustbench_ln.models.programs import Program
+from robustbench_ln.norms.convert import n_groups
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How a zoo entry wants images brought to its input size.
+
+    Attributes:
+        resize: length of the shorter side, in pixels, before cropping.
+        crop: side of the central square.
+        interpolation: ``bilinear``, ``bicubic``, ...
+    """
+
+    resize: int
+    crop: int
+    interpolation: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A network and everything that was found out about it.
+
+    Attributes:
+        network: on the CPU, float32, in eval(), without gradients.
+        source: what the user passed to `--model`.
+        label: short name, fit for file names.
+        sha256: of the file's bytes; of the network's parameters and buffers where there is no file.
+        arch: architecture name.
+        recognised: how it was found: ``keys and shapes``, ``--arch``, ``file metadata``, ``zoo``, ``factory``,
+            ``whole module``, ``program`` or ``module``.
+        num_classes: number of logits.
+        form: how the file was written, in words (``torch.save``, ``safetensors in 3 shards``).
+        container: names of the dictionaries around the state dict, joined by dots; empty when bare.
+        prefixes: what was stripped from the start of every key, the outermost first.
+        averaged: whether the weights are an average of those that were trained (EMA, SWA).
+        copy: name of the copy of the network that was taken, where the file holds several.
+        precision: the floating types in the file, where not all of them are float32.
+        mean: per-channel mean; empty where the network needs none, None where nothing says it.
+        std: per-channel standard deviation; as `mean`.
+        preprocessing: where `mean` and `std` come from: ``zoo``, ``file metadata``, ``wrapper layers``, ``the network
+            itself``, or nothing.
+        n_groups: K of a LocalNorm network.
+        group_size: N/K, images a group had in training; None where unknown.
+        geometry: of the zoo entry; None where unknown.
+        unbuilt: classes of which the file held objects beside the weights, which were not built.
+        code: digest of what the network does with fixed images, where its code is the user's and may change while the
+            weights stay; empty elsewhere.
+        warnings: what the user should know.
+    """
+
+    network: nn.Module
+    source: str
+    label: str
+    sha256: str
+    arch: str
+    recognised: str
+    num_classes: int
+    form: str = ""
+    container: str = ""
+    prefixes: tuple[str, ...] = ()
+    averaged: bool = False
+    copy: str = ""
+    precision: tuple[str, ...] = ()
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    preprocessing: str = ""
+    n_groups: int | None = None
+    group_size: int | None = None
+    geometry: Geometry | None = None
+    unbuilt: tuple[str, ...] = ()
+    code: str = ""
+    warnings: tuple[str, ...] = ()
+
+    def warned(self, *warnings: str) -> LoadedModel:
+        """The same with more warnings."""
+        return replace(self, warnings=self.warnings + warnings)
+
+
+def ready(
+    network: nn.Module,
+    source: str,
+    label: str,
+    sha256: str | None,
+    *,
+    arch: str,
+    recognised: str,
+    num_classes: int | None = None,
+) -> LoadedModel:
+    """The record of a network, which is brought into the state that evaluation wants.
+
+    Args:
+        network: is changed in place.
+        source: what the user passed to `--model`.
+        label: short name, from which a fit one is made.
+        sha256: of the file; None where there is none.
+        arch: architecture name.
+        recognised: how it was found.
+        num_classes: number of logits; None for a network of the user's code, which has to be run to know it.
+
+    Raises:
+        InputError: it does not turn images into logits.
+    """
+    network = network.cpu().float().eval().requires_grad_(False)
+    warnings: tuple[str, ...] = ()
+    code = ""
+    if num_classes is None:
+        num_classes, size, warnings = _try_out(network, source)
+        code = "" if isinstance(network, Program) else _code_sha256(network, size)
+    state = network.state_dict()
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        warnings += (f"NaN or infinity in the weights: {len(broken)} tensors, first {broken[0]}",)
+    # What normalises its input itself must not be given normalised images.
+    itself = find_wrapper(state) is not None
+    return LoadedModel(
+        network,
+        source,
+        _label(label),
+        sha256 or state_sha256(tensors_of(network)),
+        arch,
+        recognised,
+        num_classes,
+        mean=() if itself else None,
+        std=() if itself else None,
+        preprocessing="the network itself" if itself else "",
+        n_groups=n_groups(network),
+        code=code,
+        warnings=warnings,
+    )
+
+
+_SIZES = (32, 224, 64, 299, 96, 28, 128, 160, 192, 256, 384)
+
+
+@torch.no_grad()
+def _try_out(network: nn.Module, source: str) -> tuple[int, tuple[int, int], tuple[str, ...]]:
+    """Number of logits, by a forward pass at the first usual image size that it takes; that size; and warnings."""
+    failure = ""
+    sizes = [(size, size) for size in _SIZES]
+    if isinstance(network, Program) and network.image_size:
+        sizes = [network.image_size]
+    for size in sizes:
+        try:
+            logits = _logits_of_two(network, size)
+        except Exception as error:  # the user's code ran
+            failure = failure or (error.found if isinstance(error, LnbenchError) else one_line(error))
+            continue
+        if isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 2:
+            return logits.shape[1], size, _look_like_probabilities(logits)
+        failure = f"{type(logits).__name__} {tuple(getattr(logits, 'shape', ()))} for 2 images"
+        break
+    raise InputError(
+        f"{source} does not turn images (B, 3, H, W) into logits (B, classes)",
+        found=failure,
+        hint="a network that returns logits only",
+    )
+
+
+def _logits_of_two(network: nn.Module, size: tuple[int, int]) -> object:
+    with torch.random.fork_rng(devices=[]):
+        images = torch.zeros(2, 3, *size)
+        try:
+            return network(images)
+        except InputError:
+            if not isinstance(network, Program) or network.batch is not None:
+                raise
+            network.batch = 1  # a program that was traced with one image may take no other number
+            try:
+                return network(images)
+            except InputError:
+                network.batch = None
+                raise
+
+
+def _look_like_probabilities(logits: Tensor) -> tuple[str, ...]:
+    sums = logits.double().sum(1)
+    if logits.shape[1] > 1 and (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+        return ("the outputs look like probabilities, not logits: NLL, ECE and Brier score will be wrong",)
+    return ()
+
+
+@torch.no_grad()
+def _code_sha256(network: nn.Module, size: tuple[int, int]) -> str:
+    """Digest of what a network is besides the tensors that it holds: its layers, and its logits on two fixed images.
+
+    Nothing else shows a forward() that was changed. Double precision, for rounding then takes away what depends on the
+    machine and on the number of threads; single precision and fewer digits where the network takes no other.
+    """
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # for networks that draw random numbers
+        try:
+            logits, digits = network.double()(images.double()), 6
+        except Exception:  # the user's code ran
+            logits, digits = network.float()(images), 2
+        finally:
+            network.float()
+    logits = logits.double()
+    peak = logits.abs().nan_to_num(0, 0).max().item()
+    places = digits - math.floor(math.log10(peak)) if peak else 0
+    rounded = (logits * 10.0**places).round() + 0.0  # no -0.0
+    # Addresses of objects differ in each run.
+    layers = re.sub(r" at 0x[0-9a-f]+", "", repr(network))
+    text = f"{type(network).__qualname__}\n{layers}\n{places}\n{rounded.tolist()}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _label(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "model"
+
+
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, those too that are not in the state dict."""
+    return {
+        **dict(network.named_parameters(remove_duplicate=False)),
+        **dict(network.named_buffers(remove_duplicate=False)),
+    }
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """Digest of a state dict's keys, types, shapes and values; the order of keys does not matter."""
+    digest = hashlib.sha256()
+    for key, value in sorted(state.items()):
+        if isinstance(value, Tensor):
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
