@@ -117,7 +117,7 @@ def decide(policy: Policy, new: Results, baseline: Results, *, pairs: Mapping[st
     try:
         matched = match(baseline, new, pairs)
         _trusted(new, baseline, matched)
-        tests = [test for rule in policy.rules for test in _tests(rule, matched)]
+        tests = [test for rule in policy.rules for test in tests_of(rule, matched)]
         checks = _checked(tests)
     except (TrustError, IncompleteError) as problem:
         return Decision("incomparable", (), policy, tuple(warnings), problem)
@@ -126,12 +126,18 @@ def decide(policy: Policy, new: Results, baseline: Results, *, pairs: Mapping[st
     if any(check.rule.bound == "max_drop" and not check.paired for check in checks):
         warnings.append("unpaired, and so less sensitive: predictions were not kept on both sides")
     worst = min((check.verdict for check in checks), key=WORST_FIRST.index)
-    return Decision(worst, tuple(sorted(checks, key=_badness)), policy, tuple(dict.fromkeys(warnings)))
+    return Decision(worst, tuple(sorted(checks, key=badness)), policy, tuple(dict.fromkeys(warnings)))
 
 
 @dataclass(frozen=True, slots=True)
-class _Test:
-    """A rule and what it is held against, before the p-values of all are known."""
+class Test:
+    """A rule and what it is held against, before the p-values of all are known.
+
+    Attributes:
+        rule: what was asked.
+        pair: of which model and mode.
+        measure: on what.
+    """
 
     rule: Rule
     pair: Pair
@@ -143,6 +149,7 @@ class _Test:
         return -self.rule.limit if self.rule.bound == "min" else self.rule.limit
 
     def evidence(self, draws: int) -> Evidence:
+        """What the two results say."""
         if self.rule.bound == "max_drop":
             return difference(self.measure, self.pair, draws)
         return level(self.measure, self.pair.new, draws)
@@ -162,7 +169,7 @@ def _trusted(new: Results, baseline: Results, matched: list[Pair]) -> None:
             )
 
 
-def _tests(rule: Rule, matched: list[Pair]) -> Iterator[_Test]:
+def tests_of(rule: Rule, matched: list[Pair]) -> Iterator[Test]:
     """The rule for every model and mode it names.
 
     Raises:
@@ -179,7 +186,7 @@ def _tests(rule: Rule, matched: list[Pair]) -> Iterator[_Test]:
         nothing = False
         if rule.bound == "max_drop":
             _complete(rule, one, measure)
-        yield _Test(rule, one, measure)
+        yield Test(rule, one, measure)
     if nothing:
         have = "; ".join(dict.fromkeys(f"{one.new.name}, {one.new.mode}" for one in matched))
         names = dict.fromkeys(condition.name for one in matched for condition in one.new.rows)
@@ -202,7 +209,7 @@ def _complete(rule: Rule, one: Pair, measure: Measure) -> None:
             )
 
 
-def _checked(tests: list[_Test]) -> list[Check]:
+def _checked(tests: list[Test]) -> list[Check]:
     draws = resamples(len(tests), min(test.rule.alpha for test in tests))
     evidence = [test.evidence(draws) for test in tests]
     p_values = [one.p(test.bound, "worse") for test, one in zip(tests, evidence, strict=True)]
@@ -210,7 +217,7 @@ def _checked(tests: list[_Test]) -> list[Check]:
     return [_check(*parts, len(tests)) for parts in zip(tests, evidence, p_values, adjusted, strict=True)]
 
 
-def _check(test: _Test, evidence: Evidence, p: float, adjusted: float, tests: int) -> Check:
+def _check(test: Test, evidence: Evidence, p: float, adjusted: float, tests: int) -> Check:
     rule, measure = test.rule, test.measure
     kept = evidence.p(test.bound, "fine")
     if adjusted <= rule.alpha:
@@ -254,5 +261,6 @@ def _check(test: _Test, evidence: Evidence, p: float, adjusted: float, tests: in
     )
 
 
-def _badness(check: Check) -> tuple[int, float, float]:
+def badness(check: Check) -> tuple[int, float, float]:
+    """By what checks are sorted, worst first."""
     return WORST_FIRST.index(check.verdict), check.p_adjusted, -(check.drop or 0.0)

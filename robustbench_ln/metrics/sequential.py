@@ -11,13 +11,15 @@ sections 4 and 5 (sampling without replacement), appendix B.4 (diversified Kelly
 
 from __future__ import annotations
 
+from math import log, sqrt
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from robustbench_ln.metrics.accuracy import CONFIDENCE
-from robustbench_ln.metrics.paired import Side
+from robustbench_ln.metrics.paired import POWER, Side
 
 Floats = npt.NDArray[np.float64]
 Direction = Literal["above", "below"]
@@ -134,6 +136,18 @@ class SequentialDrop:
     def p(self, side: Side) -> float:
         """One-sided p-value so far: ``worse`` tests "at most max_drop", ``fine`` tests "at least max_drop"."""
         return max(test.p for test in self._tests[side])
+
+
+def detectable_by_bets(n: int, deviation: float, max_drop: float, alpha: float, power: float = POWER) -> float:
+    """The smallest mean drop that bets on all `n` images would find with that power, about.
+
+    The logarithm of the best stake's wealth is about normal with mean x²/2 and variance x², where x is how many
+    standard errors the drop lies beyond `max_drop`; of the mixture, that stake and its neighbours hold three in eight.
+    """
+    z = NormalDist().inv_cdf(power)
+    needed = z + sqrt(z * z + 2 * log(len(STAKES) / 3 / alpha))
+    # A drop brings images with it that differ; with next to none seen, 30 are taken for granted.
+    return max_drop + needed * max(deviation, sqrt(30 / n)) / sqrt(n)
 
 
 def _log_mean(logs: Floats) -> Floats:
