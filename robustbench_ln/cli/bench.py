@@ -136,8 +136,8 @@ def _show_situations(document: dict[str, Any]) -> None:
     typer.echo(tabulate(lines, headers=headers, tablefmt="plain", disable_numparse=True))
     typer.echo(
         f"\nAll in %, of {document['times']} comparisons of {document['n']} images each (ten times as many where the "
-        f"gate is not sequential), alpha {document['alpha']:g}.\nfail: shown to drop more than allowed; kept: shown to drop "
-        f"less; seq.: the sequential gate, looking after every {document['batch']} images.\n"
+        f"gate is not sequential), alpha {document['alpha']:g}.\nfail: shown to drop more than allowed; kept: "
+        f"shown to drop less; seq.: the sequential gate, looking after every {document['batch']} images.\n"
         f"95 % bootstrap intervals of mCE hold the truth in {100 * coverage['coverage']:.1f} %."
     )
 

@@ -19,7 +19,7 @@ _FORMATS = ("text", "json", "junit", "github", "gitlab")
 
 
 def gate_command(
-    new: Annotated[Path | None, typer.Argument(metavar="[NEW]", help="Run folder or results.json to judge.")] = None,
+    new: Annotated[Path | None, typer.Argument(metavar="NEW", help="Run folder or results.json to judge.")] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -49,7 +49,7 @@ def gate_command(
     ] = None,
     pair: Annotated[
         list[str] | None,
-        typer.Option("--pair", metavar="NEW=OLD", help="NEW=OLD: a model that was renamed. May be repeated."),
+        typer.Option("--pair", metavar="NEW=OLD", help="A model that was renamed. May be repeated."),
     ] = None,
     format: Annotated[str, typer.Option("--format", metavar="NAME", help=f"{', '.join(_FORMATS)}.")] = "text",
     out: Annotated[
