@@ -18,6 +18,7 @@ from robustbench_ln.cli.eval import eval_command
 from robustbench_ln.cli.inspect import inspect_command
 from robustbench_ln.cli.list import list_command
 from robustbench_ln.cli.preview import preview_command
+from robustbench_ln.cli.report import report_command
 from robustbench_ln.errors import LnbenchError
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("eval")(eval_command)
+app.command("report")(report_command)
 app.command("corrupt")(corrupt_command)
 app.command("preview")(preview_command)
 app.command("inspect")(inspect_command)

@@ -1,0 +1,157 @@
+"""What a report is made from: one or several results, read and found to belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from robustbench_ln.errors import TrustError
+from robustbench_ln.reports.summary import Hits, Source
+from robustbench_ln.results import DocumentRow, Results, ResultsDocument, load_results
+from robustbench_ln.results.document import DataEntry, ModelEntry
+from robustbench_ln.types import Condition
+
+Key = tuple[str, str, int | None, Condition]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Results that may stand in one report.
+
+    Attributes:
+        document: all of them as one document.
+        hits: a way to each image's prediction.
+        sources: what each of them was.
+        data: model id to the data entry of its results (pixels and frost may differ between inputs).
+        results: what was read.
+        owners: which of `results` a row is of.
+    """
+
+    document: ResultsDocument
+    hits: Hits
+    sources: tuple[Source, ...]
+    data: dict[str, DataEntry]
+    results: tuple[Results, ...]
+    owners: dict[Key, Results]
+
+
+def read_inputs(paths: Sequence[Path | str]) -> Inputs:
+    """Read run folders and results files, at least one.
+
+    Raises:
+        InputError: one of them cannot be read.
+        TrustError: they do not belong in one report: other data, sizes or frost textures, or two of them hold
+            different numbers for the same thing.
+    """
+    return join([(str(path), load_results(path)) for path in paths])
+
+
+def join(read: Sequence[tuple[str, Results]]) -> Inputs:
+    """Results as one document; the arguments are names for messages and what was read. Raises as `read_inputs`."""
+    sources = tuple(Source(path, one.document.run, one.document.data) for path, one in read)
+    for other in sources[1:]:
+        check_same_data(sources[0], other)
+    models: dict[str, ModelEntry] = {}
+    data: dict[str, DataEntry] = {}
+    rows: dict[Key, DocumentRow] = {}
+    owners: dict[Key, Results] = {}
+    for path, one in read:
+        for model in one.document.models:
+            known = models.setdefault(model.id, model)
+            if known.sha256 != model.sha256:
+                raise _mixed("two models have one id", f"{model.id!r} again in {path}, with another digest")
+            before = data.setdefault(model.id, one.document.data)
+            if (before.pixels, before.frost or "") != (one.document.data.pixels, one.document.data.frost or ""):
+                data[model.id] = _joined_pixels(model.id, path, before, one.document.data)
+        for row in one.document.rows:
+            key = key_of(row)
+            kept = rows.get(key)
+            if kept is not None and kept.status == "ok" and row.status == "ok" and not _agree(kept, row):
+                raise _mixed(
+                    "the inputs hold different numbers for the same thing",
+                    f"{row.model}, {row.mode}, {row.condition.to_condition()}: {kept.correct} of {kept.n}, "
+                    f"and {row.correct} of {row.n} in {path}",
+                )
+            if kept is None or kept.status != "ok":
+                rows[key], owners[key] = row, one
+    first = read[0][1].document
+    notes = [note for _, one in read for note in one.document.run.warnings] + _differences(sources)
+    document = first.model_copy(
+        update={
+            "run": first.run.model_copy(update={"warnings": list(dict.fromkeys(notes))}),
+            "models": list(models.values()),
+            "rows": list(rows.values()),
+        }
+    )
+
+    def hits(row: DocumentRow) -> npt.NDArray[np.bool_] | None:
+        owner = owners.get(key_of(row))
+        return None if owner is None else owner.hits(row)
+
+    return Inputs(document, hits, sources, data, tuple(one for _, one in read), owners)
+
+
+def key_of(row: DocumentRow) -> Key:
+    """What a row is of."""
+    return row.model, row.mode, row.images, row.condition.to_condition()
+
+
+def check_same_data(one: Source, other: Source) -> None:
+    """Refuse two results that are not of the same images.
+
+    Raises: TrustError naming what differs.
+    """
+    a, b = one.data, other.data
+    for what, mine, theirs in (
+        ("data", a.sha256 or a.id, b.sha256 or b.id),
+        ("image sizes", a.image_size, b.image_size),
+        ("image geometry", a.geometry, b.geometry),
+        ("frost textures", *_textures(a, b)),
+    ):
+        if mine != theirs:
+            names = (f"{a.id}, {_shown(mine)}", f"{b.id}, {_shown(theirs)}")
+            raise _mixed(f"the inputs have different {what}", f"{names[0]} in {one.path}; {names[1]} in {other.path}")
+
+
+def _textures(a: DataEntry, b: DataEntry) -> tuple[str, str]:
+    """The digests to compare: of textures of the same kind only, since other kinds are never ranked together."""
+    same_kind = a.frost == b.frost and a.frost_sha256 and b.frost_sha256
+    return (a.frost_sha256 or "", b.frost_sha256 or "") if same_kind else ("", "")
+
+
+def _shown(value: object) -> str:
+    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)[:12]
+
+
+def _mixed(what: str, found: str) -> TrustError:
+    return TrustError(what, found=found, hint="a report of each alone")
+
+
+def _agree(a: DocumentRow, b: DocumentRow) -> bool:
+    return (a.n, a.correct) == (b.n, b.correct)
+
+
+def _joined_pixels(model: str, path: str, a: DataEntry, b: DataEntry) -> DataEntry:
+    """The entry of a model whose rows lie in two folders, one of which has no frost."""
+    if a.pixels == b.pixels and not (a.frost and b.frost):
+        return a if a.frost else b
+    raise _mixed(
+        "the inputs mix published and regenerated pixels, or two kinds of frost, for one model",
+        f"{model}: {a.pixels}, frost {a.frost}, and {b.pixels}, frost {b.frost} in {path}",
+    )
+
+
+def _differences(sources: Sequence[Source]) -> list[str]:
+    """What may differ between inputs, and must be known."""
+    notes = []
+    for what in ("seed", "limit", "precision", "lnbench_version"):
+        values = list(dict.fromkeys(getattr(source.run, what) for source in sources))
+        if len(values) > 1:
+            name = what.replace("_", " ")
+            shown = ", ".join("none" if value is None else str(value) for value in values)
+            notes.append(f"the inputs differ in {name} ({shown}): differences between models are not paired")
+    return notes
