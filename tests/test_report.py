@@ -387,7 +387,14 @@ ACTS = {
     "latex": r"(?<!\\)[$&#^~]|<|\\frac|\\bad|^\[",
     "csv": r"(?:^|,)\"?[=+@-]",
     "json": r"[^\x0a\x20-\x7e]",
+    "html": r"<script>\\|[\x00-\x09\x0b-\x1f]",
 }
+
+
+ACTING = {  # each pattern finds what it is for
+    "terminal": "\x1b[31m", "markdown": "[a](b)", "latex": "5 & 6", "csv": "a,=1", "json": "\x1b",
+    "html": "<script>\\u202e",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -404,6 +411,7 @@ def test_hostile_names_stay_inert_in_every_format(name: str, hostile_summary: Su
     lines = [line for line in body.splitlines() if not (name == "latex" and line.startswith("%"))]
     assert not [line for line in lines if acting.search(line)]
     assert "evil" in text
+    assert acting.search(ACTING[name])
 
 
 def test_hostile_names_cannot_break_a_markdown_table(hostile_summary: Summary) -> None:
@@ -500,16 +508,17 @@ def test_edited_counts_are_noticed(run: Path, tmp_path: Path) -> None:
 
 def test_a_report_needs_no_torch(run: Path) -> None:
     code = (
-        "import sys; sys.argv = ['lnbench', 'report', *sys.argv[1:]]\n"
+        "import sys\n"
         "from robustbench_ln.cli.app import main\n"
-        "try: main()\n"
-        "finally: print([m for m in ('torch', 'matplotlib', 'scipy', 'pandas') if m in sys.modules])"
+        "_, run, *names = sys.argv\n"
+        "for name in names:\n"
+        "    sys.argv = ['lnbench', 'report', run, '--format', name]\n"
+        "    try: main()\n"
+        "    except SystemExit as end: assert not end.code\n"
+        "print([m for m in ('torch', 'matplotlib', 'scipy', 'pandas') if m in sys.modules])"
     )
-    for name in FORMATS:
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(run), "--format", name], capture_output=True, text=True, check=True
-        )
-        assert done.stdout.splitlines()[-1] == "[]", name
+    done = subprocess.run([sys.executable, "-c", code, str(run), *FORMATS], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_documents_are_not_changed_by_a_report(run: Path) -> None:

@@ -19,7 +19,7 @@ def report_command(
         list[str], typer.Argument(metavar="RESULTS...", help="Run folders, or results.json files of lnbench eval.")
     ],
     format: Annotated[
-        str, typer.Option("--format", help="terminal, markdown, latex, csv or json.", show_default=True)
+        str, typer.Option("--format", help="terminal, html, markdown, latex, csv or json.", show_default=True)
     ] = "terminal",
     normaliser: Annotated[
         str | None,
@@ -38,6 +38,8 @@ def report_command(
 
     Examples:
     - `lnbench report runs/mine`
+
+    - `lnbench report runs/mine --format html --out report.html`
 
     - `lnbench report runs/mine runs/other --format markdown --out report.md`
 

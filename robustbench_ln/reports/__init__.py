@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from robustbench_ln.reports import json, latex, markdown, sheet_csv, terminal
+from robustbench_ln.reports import html, json, latex, markdown, sheet_csv, terminal
 from robustbench_ln.reports.building import build
 from robustbench_ln.reports.summary import Summary, summarise
 
 FORMATS: dict[str, Callable[[Summary], str]] = {
     "terminal": terminal.render,
+    "html": html.render,
     "markdown": markdown.render,
     "latex": latex.render,
     "csv": sheet_csv.render,

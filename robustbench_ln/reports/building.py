@@ -10,7 +10,8 @@ import numpy as np
 
 from robustbench_ln.errors import TrustError, UsageError
 from robustbench_ln.metrics.mce import ALEXNET, SEVERITIES, ErrorTable, Estimate, WrongImages, score
-from robustbench_ln.reports.inputs import Inputs, check_same_data, read_inputs
+from robustbench_ln.reports.details import flips_of, reliabilities
+from robustbench_ln.reports.inputs import Inputs, check_same_data, key_of, read_inputs
 from robustbench_ln.reports.sheet import NO_NORMALISER, Entry, Sheet, mean_words, ordered
 from robustbench_ln.reports.summary import Hits, Summary, hit_table, mode_labels, suite_of, summarise
 from robustbench_ln.results.document import DocumentRow
@@ -138,6 +139,16 @@ def _cells(inputs: Inputs, model: str, mode: str, suite: str) -> tuple[list[Docu
     return clean, {name: cells[name] for name in ordered(cells)}
 
 
+def _noisy(inputs: Inputs, model: str, mode: str) -> list[DocumentRow]:
+    """The rows of a model under a mode that noise has changed."""
+    done = [row for row in inputs.document.rows if row.status == "ok"]
+    return [
+        row
+        for row, label in zip(done, mode_labels(done), strict=True)
+        if (row.model, label) == (model, mode) and row.condition.kind == "noise" and row.condition.level > 0
+    ]
+
+
 def _error(rows: Sequence[DocumentRow]) -> float:
     """Mean over the repeats; each has its own n, which is the same."""
     return float(np.mean([(row.n - row.correct) / row.n for row in rows]))
@@ -175,6 +186,8 @@ def _entry(
 ) -> Entry:
     clean, cells = _cells(inputs, model, mode, suite)
     table = _table(clean, cells)
+    degraded = [row for levels in cells.values() for rows in levels.values() for row in rows]
+    degraded = degraded or _noisy(inputs, model, mode)
     point = summary.clean.get((model, mode))
     data = inputs.data[model]
     return Entry(
@@ -187,6 +200,8 @@ def _entry(
         scores=score(table, normaliser, _wrong(clean, cells, table, inputs.hits)),
         pixels=data.pixels,
         frost=data.frost if "frost" in cells else None,
+        calibration=reliabilities(clean, degraded),
+        flips=flips_of(inputs.owners[key_of(clean[0])], clean[0], degraded) if clean and degraded else None,
     )
 
 

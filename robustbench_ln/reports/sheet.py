@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from robustbench_ln.metrics.mce import STANDARD, ErrorTable, Estimate, Scores
+from robustbench_ln.reports.details import Flips, Reliability
 
 NO_NORMALISER = "none"
 
@@ -26,6 +27,8 @@ class Entry:
         frost: ``original`` or ``procedural``; None where frost was not run.
         origin: whose figures these are, where we did not measure them; empty otherwise.
         stated_mean: mean corruption error as the origin states it, where it gives no cells.
+        calibration: of clean images, and of all degraded ones together; empty where counts are not known.
+        flips: which images are lost under degradation; None where predictions were not kept.
     """
 
     model: str
@@ -39,6 +42,8 @@ class Entry:
     frost: str | None
     origin: str = ""
     stated_mean: float | None = None
+    calibration: tuple[Reliability, ...] = ()
+    flips: Flips | None = None
 
     @property
     def name(self) -> str:
