@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 def report_command(
     results: Annotated[
-        list[str], typer.Argument(metavar="RESULTS...", help="Run folders, or results.json files of lnbench eval.")
+        list[str],
+        typer.Argument(
+            metavar="RESULTS...",
+            help="Run folders, results.json files, or RobustBench's unaggregated_results.csv and model JSON.",
+        ),
     ],
     format: Annotated[
         str, typer.Option("--format", help="terminal, html, markdown, latex, csv or json.", show_default=True)
@@ -44,6 +48,8 @@ def report_command(
     - `lnbench report runs/mine runs/other --format markdown --out report.md`
 
     - `lnbench report runs/mine --normaliser alexnet --format json`
+
+    - `lnbench report runs/mine model_info/imagenet/corruptions/unaggregated_results.csv --normaliser alexnet`
 
     - `lnbench report runs/mine --normaliser runs/base --format latex`
     """
@@ -82,6 +88,6 @@ def _check_complete(summary: Summary) -> None:
         entry = summary.sheet.withheld[0]
         raise IncompleteError(
             "mCE was asked for, and cells are missing",
-            found=f"{entry.name}: {len(entry.scores.complete)} of {len(STANDARD)} corruptions are complete",
+            found=f"{entry.name}: cells of {len(entry.scores.complete)} of {len(STANDARD)} corruptions are complete",
             hint="lnbench eval --corruption common --severity 1:5, into the same folder",
         )

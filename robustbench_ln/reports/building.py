@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,14 @@ import numpy as np
 from robustbench_ln.errors import TrustError, UsageError
 from robustbench_ln.metrics.mce import ALEXNET, SEVERITIES, ErrorTable, Estimate, WrongImages, score
 from robustbench_ln.reports.details import flips_of, reliabilities
+from robustbench_ln.reports.importing import Imported
 from robustbench_ln.reports.inputs import Inputs, check_same_data, key_of, read_inputs
 from robustbench_ln.reports.sheet import NO_NORMALISER, Entry, Sheet, mean_words, ordered
 from robustbench_ln.reports.summary import Hits, Summary, hit_table, mode_labels, suite_of, summarise
 from robustbench_ln.results.document import DocumentRow
 
 ALEXNET_SUITE = "imagenet-c"
+PUBLISHED_MODE = "native"  # of figures that others measured
 # The mode that is the network as it comes: what a results file divides by when several were run.
 _OWN_MODES = ("native", "bn", "ln-batch")
 
@@ -44,16 +47,19 @@ def assemble(inputs: Inputs, *, normaliser: str | None = None, suite: str | None
     """The numbers of inputs that were read; arguments and errors as of :func:`build`."""
     summary = summarise(inputs.document, inputs.hits)
     chosen = _one_suite(inputs, suite)
-    name = normaliser or ("alexnet" if chosen.partition(",")[0] == ALEXNET_SUITE else NO_NORMALISER)
+    name = normaliser or ("alexnet" if _base(chosen) == ALEXNET_SUITE else NO_NORMALISER)
     divisor = _normaliser(name, inputs, chosen)
     entries = [
         _entry(summary, inputs, model.id, model.label, mode, chosen, divisor)
         for model in summary.models
         for mode in model.modes
     ]
+    lines = [line for line in inputs.imported if suite is None or line.suite in ("", _base(suite))]
+    _check_imported(inputs, lines)
+    entries += [_published_entry(line, chosen, divisor) for line in lines]
     sheet = Sheet(tuple(entries), name, asked=normaliser is not None)
     sources = inputs.sources if len(inputs.sources) > 1 else ()
-    notes = _notes(sheet, chosen)
+    notes = [*(note for line in lines for note in line.notes), *_notes(sheet, chosen)]
     return replace(
         summary,
         grids=tuple(grid for grid in summary.grids if grid.suite == chosen),
@@ -67,6 +73,9 @@ def _one_suite(inputs: Inputs, suite: str | None) -> str:
     """The suite that the report is on; empty where there are no corruptions."""
     rows = [row for row in inputs.document.rows if row.status == "ok"]
     suites = ordered(name for row in rows if (name := suite_of(row.condition)))
+    bases = {_base(name) for name in suites}
+    # Published images went through JPEG of quality 85, so that their figures go with either kind of ours.
+    suites += ordered(line.suite for line in inputs.imported if line.suite and line.suite not in bases)
     if suite is not None:
         if suite not in suites:
             raise UsageError(
@@ -79,9 +88,13 @@ def _one_suite(inputs: Inputs, suite: str | None) -> str:
         raise TrustError(
             "the inputs mix suites, whose severities are not the same",
             found=", ".join(suites),
-            hint=f"--suite {suites[0]!r}" if " " in suites[0] else f"--suite {suites[0]}",
+            hint=f"--suite {shlex.quote(suites[0])}",
         )
     return suites[0] if suites else ""
+
+
+def _base(suite: str) -> str:
+    return suite.partition(",")[0]
 
 
 def _normaliser(name: str, inputs: Inputs, suite: str) -> ErrorTable | None:
@@ -95,33 +108,63 @@ def _normaliser(name: str, inputs: Inputs, suite: str) -> ErrorTable | None:
             f"--normaliser {name!r} is none", found=f"no file {path}", hint="alexnet, none, or a results file"
         )
     other = read_inputs([path])
-    check_same_data(inputs.sources[0], other.sources[0])
-    theirs = _one_suite(other, None if not suite else suite if _has_suite(other, suite) else None)
-    if theirs != suite:
+    for mine, theirs in zip(inputs.sources[:1], other.sources[:1], strict=False):
+        check_same_data(mine, theirs)
+    _check_imported(other if other.sources else inputs, [*inputs.imported, *other.imported])
+    own = {suite_of(row.condition) for row in other.document.rows if row.status == "ok"} - {""}
+    found = own | {suite if line.suite in ("", _base(suite)) else line.suite for line in other.imported}
+    if suite not in found:
         raise TrustError(
             "the normaliser is of another suite",
-            found=f"{theirs or 'none'} in {path}, {suite or 'none'} in the results",
+            found=f"{', '.join(sorted(found)) or 'none'} in {path}, {suite or 'none'} in the results",
             hint="results of the same suite",
         )
     summary = summarise(other.document, other.hits)
-    pairs = [(model, mode) for model in summary.models for mode in model.modes]
+    tables = {
+        (model.id, mode): _table(*_cells(other, model.id, mode, suite))
+        for model in summary.models
+        for mode in model.modes
+    }
+    tables |= {(line.model, PUBLISHED_MODE): line.table for line in other.imported}
     wanted_model, _, wanted_mode = chosen.partition("/")
-    fit = [(m, mode) for m, mode in pairs if m.id.startswith(wanted_model) and wanted_mode in ("", mode)]
-    if len({m.id for m, _ in fit}) == 1 and len(fit) > 1:
-        fit = [pair for own in _OWN_MODES for pair in fit if pair[1] == own][:1] or fit
+    fit = [(m, mode) for m, mode in tables if m.startswith(wanted_model) and wanted_mode in ("", mode)]
+    fit = [pair for pair in fit if pair[0] == wanted_model] or fit
+    if len({model for model, _ in fit}) == 1 and len(fit) > 1:
+        fit = [pair for own_mode in _OWN_MODES for pair in fit if pair[1] == own_mode][:1] or fit
     if len(fit) != 1:
-        listed = ", ".join(f"{m.label}/{mode}" for m, mode in (fit or pairs)[:6])
+        listed = ", ".join(f"{model}/{mode}" for model, mode in (fit or list(tables))[:6])
         raise UsageError(
             "a normaliser is one model under one mode",
             found=f"{len(fit)} in {path}: {listed}",
             hint=f"--normaliser '{path}#MODEL/MODE'",
         )
-    model, mode = fit[0]
-    return _table(*_cells(other, model.id, mode, suite))
+    return tables[fit[0]]
 
 
-def _has_suite(inputs: Inputs, suite: str) -> bool:
-    return any(suite_of(row.condition) == suite for row in inputs.document.rows)
+def _check_imported(inputs: Inputs, lines: Sequence[Imported]) -> None:
+    """Refuse figures of other data than ours, or than each other's, as far as they say.
+
+    Raises: TrustError naming what differs.
+    """
+    classes: dict[int, str] = {}
+    sizes: dict[int, str] = {}
+    for source in inputs.sources[:1]:
+        for model in inputs.document.models:
+            classes.setdefault(model.num_classes or source.data.classes, source.path)
+        sizes |= {max(source.data.image_size): source.path} if any(source.data.image_size) else {}
+    for line in lines:
+        for what, known, value in (("data", classes, line.classes), ("image sizes", sizes, line.size)):
+            if value is None or value in known:
+                continue
+            if known:
+                unit = "classes" if what == "data" else "pixels"
+                others = ", ".join(f"{one} {unit} in {path}" for one, path in known.items())
+                raise TrustError(
+                    f"the inputs have different {what}",
+                    found=f"{others}; {value} {unit} in {line.path}",
+                    hint="a report of each alone",
+                )
+            known[value] = line.path
 
 
 def _cells(inputs: Inputs, model: str, mode: str, suite: str) -> tuple[list[DocumentRow], Cells]:
@@ -205,11 +248,27 @@ def _entry(
     )
 
 
+def _published_entry(line: Imported, suite: str, normaliser: ErrorTable | None) -> Entry:
+    return Entry(
+        model=line.model,
+        label=line.model,
+        mode=PUBLISHED_MODE,
+        suite=line.suite or suite,
+        clean=None if line.table.clean is None else Estimate(line.table.clean),
+        table=line.table,
+        scores=score(line.table, normaliser),
+        pixels="published",
+        frost="original" if "frost" in line.table.errors else None,
+        origin=f"{line.origin}, {Path(line.path).name}",
+        stated_mean=line.stated_mean,
+    )
+
+
 def _notes(sheet: Sheet, suite: str) -> list[str]:
     """What a reader of the sheet must know."""
     notes = []
     entries = sheet.with_corruptions
-    if sheet.normaliser == "alexnet" and suite and suite.partition(",")[0] != ALEXNET_SUITE:
+    if sheet.normaliser == "alexnet" and suite and _base(suite) != ALEXNET_SUITE:
         notes.append(
             f"mCE divides errors of {suite} by AlexNet's on ImageNet-C: a number of its own, "
             "not comparable with published mCE"
@@ -227,7 +286,7 @@ def _notes(sheet: Sheet, suite: str) -> list[str]:
         if bare:
             names = ", ".join(entry.name for entry in bare)
             notes.append(f"no relative mCE, which needs clean errors, and a normaliser that loses accuracy: {names}")
-    if any(e.scores.complete and e.scores.mean_error and e.scores.mean_error.low is None for e in entries):
+    if any(not e.origin and e.scores.mean_error and e.scores.mean_error.low is None for e in entries):
         notes.append("means over corruptions have no intervals where predictions of single images were not kept")
     if len({entry.qualifier for entry in entries}) > 1:
         notes.append("regenerated and published pixels are never ranked together: they stand in tables of their own")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from robustbench_ln.errors import TrustError
+from robustbench_ln.reports.importing import Imported, merged, read_imported
 from robustbench_ln.reports.summary import Hits, Source
 from robustbench_ln.results import DocumentRow, Results, ResultsDocument, load_results
-from robustbench_ln.results.document import DataEntry, ModelEntry
+from robustbench_ln.results.document import DataEntry, ModelEntry, RunInfo
 from robustbench_ln.types import Condition
 
 Key = tuple[str, str, int | None, Condition]
@@ -27,27 +28,37 @@ class Inputs:
         hits: a way to each image's prediction.
         sources: what each of them was.
         data: model id to the data entry of its results (pixels and frost may differ between inputs).
-        results: what was read.
-        owners: which of `results` a row is of.
+        owners: which results a row is of.
+        imported: figures of other tools.
     """
 
     document: ResultsDocument
     hits: Hits
     sources: tuple[Source, ...]
     data: dict[str, DataEntry]
-    results: tuple[Results, ...]
     owners: dict[Key, Results]
+    imported: tuple[Imported, ...] = ()
 
 
 def read_inputs(paths: Sequence[Path | str]) -> Inputs:
-    """Read run folders and results files, at least one.
+    """Read run folders, results files and figures of other tools, at least one.
 
     Raises:
         InputError: one of them cannot be read.
         TrustError: they do not belong in one report: other data, sizes or frost textures, or two of them hold
             different numbers for the same thing.
     """
-    return join([(str(path), load_results(path)) for path in paths])
+    read: list[tuple[str, Results]] = []
+    found: list[Imported] = []
+    for path in paths:
+        figures = read_imported(path)
+        if figures is None:
+            read.append((str(path), load_results(path)))
+        else:
+            found += figures
+    lines = tuple(merged(found))
+    inputs = join(read) if read else Inputs(_published(lines[0]), lambda _: None, (), {}, {})
+    return replace(inputs, imported=lines)
 
 
 def join(read: Sequence[tuple[str, Results]]) -> Inputs:
@@ -92,7 +103,25 @@ def join(read: Sequence[tuple[str, Results]]) -> Inputs:
         owner = owners.get(key_of(row))
         return None if owner is None else owner.hits(row)
 
-    return Inputs(document, hits, sources, data, tuple(one for _, one in read), owners)
+    return Inputs(document, hits, sources, data, owners)
+
+
+def _published(line: Imported) -> ResultsDocument:
+    """A document without rows, for a report on figures of other tools alone."""
+    return ResultsDocument(
+        schema_version=1,
+        run=RunInfo(
+            lnbench_version="", created="", command="", seed=0, limit=None, precision="", torch="", device="",
+            threads=1, batch_size=1, order_sha256="", warnings=[],
+        ),
+        models=[],
+        data=DataEntry(
+            id=line.dataset or line.origin, source="", sha256="", n=0, classes=line.classes or 1, pixels="published",
+            frost=None,
+        ),
+        predictions=None,
+        rows=[],
+    )  # fmt: skip
 
 
 def key_of(row: DocumentRow) -> Key:

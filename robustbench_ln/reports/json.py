@@ -34,7 +34,7 @@ def _model(summary: Summary, entry: Entry) -> dict[str, Any]:
         "relative_mce": _value(scores.relative_mce),
         "mean_corruption_error": _value(entry.mean),
         "normaliser": summary.sheet.normaliser,
-        "n_corruptions": len(scores.complete),
+        "n_corruptions": entry.n_corruptions,
         "pixels": entry.pixels,
         "frost": entry.frost,
         "ce": _values(scores.ce),

@@ -65,6 +65,11 @@ class Entry:
         return self.scores.mean_error
 
     @property
+    def n_corruptions(self) -> int:
+        """How many of the 15 the mean is over."""
+        return len(STANDARD) if self.is_whole else len(self.scores.complete)
+
+    @property
     def is_whole(self) -> bool:
         """Whether the mean is over all 15."""
         return len(self.scores.complete) == len(STANDARD) or self.stated_mean is not None
@@ -135,7 +140,7 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 def mean_words(entry: Entry) -> str:
     """What the mean of an entry is over."""
-    return "" if entry.is_whole else f"mean over {len(entry.scores.complete)} of {len(STANDARD)}"
+    return "" if entry.is_whole else f"mean over {entry.n_corruptions} of {len(STANDARD)}"
 
 
 def _headline(entry: Entry) -> tuple[bool, float]:

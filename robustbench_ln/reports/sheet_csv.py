@@ -37,7 +37,7 @@ def _line(summary: Summary, entry: Entry) -> dict[str, str]:
         "frost": entry.frost or "",
         "origin": entry.origin,
         "normaliser": summary.sheet.normaliser,
-        "n_corruptions": str(len(scores.complete)),
+        "n_corruptions": str(entry.n_corruptions),
         **_columns("clean_error", entry.clean),
         **_columns("mce", scores.mce),
         **_columns("relative_mce", scores.relative_mce),

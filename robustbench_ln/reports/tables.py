@@ -159,8 +159,8 @@ def grid_tables(summary: Summary) -> Iterator[Table]:
 def facts(summary: Summary) -> list[tuple[str, str]]:
     """How it was run, as pairs of words."""
     sources = summary.sources or (Source("", summary.run, summary.data),)
-    found = []
-    for source in sources:
+    found = [(entry.model, f"figures of {entry.origin}") for entry in summary.sheet.entries if entry.origin]
+    for source in sources if summary.rows else ():
         run, data = source.run, source.data
         found += [("results", source.path)] if source.path else []
         found += [

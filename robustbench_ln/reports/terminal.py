@@ -94,6 +94,8 @@ def parts(summary: Summary, *, width: int = WIDTH, ascii_only: bool = False) -> 
 
 def _facts(summary: Summary) -> str:
     data, run = summary.data, summary.run
+    if not summary.rows and summary.sheet.entries:
+        return f"{data.id}: figures as others published them"
     scored = sorted({row.n for row in summary.rows if row.status == "ok"})
     images = " or ".join(f"{n:,}" for n in scored) or "no"
     of = f" of {data.n:,}" if scored and scored != [data.n] else ""
