@@ -259,7 +259,8 @@ def _published_entry(line: Imported, suite: str, normaliser: ErrorTable | None) 
         scores=score(line.table, normaliser),
         pixels="published",
         frost="original" if "frost" in line.table.errors else None,
-        origin=f"{line.origin}, {Path(line.path).name}",
+        origin=line.origin,
+        file=line.path,
         stated_mean=line.stated_mean,
     )
 

@@ -26,6 +26,7 @@ class Entry:
         pixels: ``published`` or ``regenerated``.
         frost: ``original`` or ``procedural``; None where frost was not run.
         origin: whose figures these are, where we did not measure them; empty otherwise.
+        file: where figures of others were read.
         stated_mean: mean corruption error as the origin states it, where it gives no cells.
         calibration: of clean images, and of all degraded ones together; empty where counts are not known.
         flips: which images are lost under degradation; None where predictions were not kept.
@@ -41,14 +42,15 @@ class Entry:
     pixels: str
     frost: str | None
     origin: str = ""
+    file: str = ""
     stated_mean: float | None = None
     calibration: tuple[Reliability, ...] = ()
     flips: Flips | None = None
 
     @property
     def name(self) -> str:
-        """Model and mode, for the head of a column."""
-        return f"{self.label}, {self.mode}"
+        """Model and mode, or the model and who measured it, for the head of a column."""
+        return f"{self.label}, {self.origin or self.mode}"
 
     @property
     def qualifier(self) -> str:
@@ -99,7 +101,7 @@ class Sheet:
         """The normaliser, for a reader."""
         if self.normaliser == "alexnet":
             return "AlexNet's published errors on ImageNet-C"
-        return f"errors of {self.normaliser}" if self.is_normalised else "not normalised"
+        return f"errors of {self.normaliser}" if self.is_normalised else "none"
 
     @property
     def ranks(self) -> list[tuple[str, list[Entry]]]:

@@ -159,7 +159,9 @@ def grid_tables(summary: Summary) -> Iterator[Table]:
 def facts(summary: Summary) -> list[tuple[str, str]]:
     """How it was run, as pairs of words."""
     sources = summary.sources or (Source("", summary.run, summary.data),)
-    found = [(entry.model, f"figures of {entry.origin}") for entry in summary.sheet.entries if entry.origin]
+    found = [
+        (entry.model, f"figures of {entry.origin}, {entry.file}") for entry in summary.sheet.entries if entry.origin
+    ]
     for source in sources if summary.rows else ():
         run, data = source.run, source.data
         found += [("results", source.path)] if source.path else []
@@ -195,7 +197,7 @@ def estimate(one: Estimate | None) -> str:
 
 
 def _mode(entry: Entry) -> str:
-    return f"{entry.mode} ({entry.origin})" if entry.origin else entry.mode
+    return entry.origin or entry.mode
 
 
 def _row(name: str, estimates: list[Estimate | None]) -> tuple[str, ...]:

@@ -210,7 +210,8 @@ def _sheet(sheet: Sheet, width: int, safe: Show, ascii_only: bool) -> Iterator[R
     for of_sheet in shown:
         yield Text()
         yield Text(safe(of_sheet.title), style="bold")
-        cell = min(max(len(cell) for row in of_sheet.rows for cell in row[1:]), _SHEET_CELL)
+        longest = max(len(cell) for row in of_sheet.rows for cell in row[1:])
+        cell = min(max(longest, _MODE_WIDTH), _SHEET_CELL)
         fit = max(1, (width - _SHEET_NAMES) // (cell + 2))
         for start in range(1, len(of_sheet.columns), fit):
             table = _table(ascii_only, "")
