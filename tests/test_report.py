@@ -220,6 +220,8 @@ def test_several_runs_stand_in_one_report(tmp_path: Path) -> None:
     assert [entry.label for entry in both.sheet.entries] == ["one", "two"]
     assert both.sheet.entries[0] == alone.sheet.entries[0]
     assert [source.path for source in both.sources] == [str(one), str(two)]
+    for name in ("markdown", "html"):
+        assert all(path.name in FORMATS[name](both) for path in (one, two))
 
 
 def test_a_model_may_lie_in_two_folders(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from robustbench_ln.corruptions import load_suite
 from robustbench_ln.metrics.mce import STANDARD
@@ -160,6 +162,15 @@ def test_a_run_without_corruptions_or_predictions_has_a_shorter_page(tmp_path: P
     assert 'id="curves"' in page
     assert 'id="sheet"' not in page
     assert 'id="flips"' not in page
+
+
+def test_a_preview_in_the_run_folder_is_shown(tmp_path: Path) -> None:
+    path = write(tmp_path / "run", made_run(corruptions=STANDARD[:1]))
+    Image.new("RGB", (8, 8), "red").save(path / "preview.png")
+    sources = [attributes["src"] for tag, attributes in Reader(FORMATS["html"](build([path]))).tags if tag == "img"]
+    assert [base64.b64decode(str(one).partition(",")[2]) for one in sources] == [(path / "preview.png").read_bytes()]
+    (path / "preview.png").write_bytes(b"<svg onload=alert(1)>")
+    assert "<img" not in FORMATS["html"](build([path]))
 
 
 def test_missing_cells_are_said_on_the_page(tmp_path: Path) -> None:

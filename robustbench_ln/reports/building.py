@@ -58,14 +58,13 @@ def assemble(inputs: Inputs, *, normaliser: str | None = None, suite: str | None
     _check_imported(inputs, lines)
     entries += [_published_entry(line, chosen, divisor) for line in lines]
     sheet = Sheet(tuple(entries), name, asked=normaliser is not None)
-    sources = inputs.sources if len(inputs.sources) > 1 else ()
     notes = [*(note for line in lines for note in line.notes), *_notes(sheet, chosen)]
     return replace(
         summary,
         grids=tuple(grid for grid in summary.grids if grid.suite == chosen),
         warnings=tuple(dict.fromkeys([*summary.warnings, *notes])),
         sheet=sheet,
-        sources=sources,
+        sources=inputs.sources,
     )
 
 

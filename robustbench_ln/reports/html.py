@@ -158,6 +158,11 @@ def context(summary: Summary) -> dict[str, Any]:
         "heat_steps": range(HEAT_STEPS),
         "calibration": [(e.name, _reliability(e, looks), e.calibration) for e in entries if e.calibration],
         "flips": [(entry.name, entry.flips, _flip_bars(entry)) for entry in entries if entry.flips],
+        "previews": [
+            (source.path, f"data:image/png;base64,{base64.b64encode(source.preview).decode()}")
+            for source in summary.sources
+            if source.preview
+        ][:1],
         "facts": facts(summary),
         "percent": percent,
         "width": _WIDTH,

@@ -16,6 +16,9 @@ from robustbench_ln.results import DocumentRow, Results, ResultsDocument, load_r
 from robustbench_ln.results.document import DataEntry, ModelEntry, RunInfo
 from robustbench_ln.types import Condition
 
+PREVIEW = "preview.png"
+_LARGEST_PREVIEW = 1_200_000  # bytes, so that a page stays under two megabytes
+
 Key = tuple[str, str, int | None, Condition]
 
 
@@ -63,7 +66,7 @@ def read_inputs(paths: Sequence[Path | str]) -> Inputs:
 
 def join(read: Sequence[tuple[str, Results]]) -> Inputs:
     """Results as one document; the arguments are names for messages and what was read. Raises as `read_inputs`."""
-    sources = tuple(Source(path, one.document.run, one.document.data) for path, one in read)
+    sources = tuple(Source(path, one.document.run, one.document.data, _preview(one)) for path, one in read)
     for other in sources[1:]:
         check_same_data(sources[0], other)
     models: dict[str, ModelEntry] = {}
@@ -104,6 +107,15 @@ def join(read: Sequence[tuple[str, Results]]) -> Inputs:
         return None if owner is None else owner.hits(row)
 
     return Inputs(document, hits, sources, data, owners)
+
+
+def _preview(results: Results) -> bytes | None:
+    """The picture that ``lnbench preview`` put into the run folder; None for none, or what is no PNG of usable size."""
+    file = results.folder / PREVIEW if results.folder else None
+    if file is None or not file.is_file() or file.stat().st_size > _LARGEST_PREVIEW:
+        return None
+    content = file.read_bytes()
+    return content if content.startswith(b"\x89PNG\r\n\x1a\n") else None
 
 
 def _published(line: Imported) -> ResultsDocument:

@@ -134,11 +134,13 @@ class Source:
         path: as the user named it.
         run: how its numbers were made.
         data: its data set.
+        preview: PNG of what images looked like, where the run folder has one.
     """
 
     path: str
     run: RunInfo
     data: DataEntry
+    preview: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,7 @@ class Summary:
         run: how the numbers were made.
         data: the data set.
         sheet: mCE and all that belongs to it; empty where only the grids are shown.
-        sources: where several runs were read, what each of them was.
+        sources: what each of the inputs was; empty where the document alone is known.
     """
 
     models: tuple[ModelSummary, ...]
