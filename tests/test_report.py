@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from robustbench_ln.cli.app import main
 from robustbench_ln.errors import InputError, TrustError, UsageError
 from robustbench_ln.metrics.mce import ALEXNET_CLEAN_ERROR, ALEXNET_ERROR, SEVERITIES, STANDARD
-from robustbench_ln.reports import FORMATS, Summary, build
+from robustbench_ln.reports import FORMATS, Summary, build, terminal
 from robustbench_ln.results.document import ResultsDocument, dump_document, row_to_document
 from robustbench_ln.types import Condition, Counts, ResultRow
 from tests.test_reports import Made, hostile
@@ -45,7 +46,7 @@ def write(folder: Path, made: Made, *, predictions: bool = True, **data: Any) ->
             arrays[f"k{number}/confidence"] = np.full(len(hits), 0.5, np.float32)
             row = row.model_copy(update={"extra": {"predictions": f"k{number}"}})
         rows.append(row)
-    entry = made.document.data.model_copy(update=data)
+    entry = made.document.data.model_copy(update={"image_size": [32, 32], **data})
     file = "predictions.npz" if predictions else None
     document = made.document.model_copy(update={"rows": rows, "data": entry, "predictions": file})
     (folder / "results.json").write_text(dump_document(document))
@@ -287,11 +288,29 @@ def test_two_suites_in_one_folder_need_a_choice(tmp_path: Path) -> None:
         build([path], suite="cifar10-c")
 
 
+def test_what_a_file_does_not_say_is_no_difference(tmp_path: Path) -> None:
+    one = write(tmp_path / "one", made_run({"one": ["bn"]}), geometry="resize 36, crop 32")
+    two = write(tmp_path / "two", made_run({"two": ["bn"]}), sha256="", image_size=[0, 0])
+    assert len(build([one, two]).sheet.entries) == 2
+    other = write(tmp_path / "other", made_run({"other": ["bn"]}), sha256="", id="elsewhere")
+    with pytest.raises(TrustError, match="data"):
+        build([one, other])
+
+
+def test_other_pixels_under_one_seed_are_told(tmp_path: Path) -> None:
+    one, two = made_run({"one": ["bn"]}), made_run({"two": ["bn"]})
+    rows = [row.model_copy(update={"fingerprint": "0" * 16}) for row in two.document.rows]
+    two.document = two.document.model_copy(update={"rows": rows})
+    summary = build([write(tmp_path / "one", one), write(tmp_path / "two", two)])
+    assert any("other pixels" in warning for warning in summary.warnings)
+
+
 def test_other_seeds_and_limits_are_told(tmp_path: Path) -> None:
     one, two = made_run({"one": ["bn"]}), made_run({"two": ["bn"]})
     two.document = two.document.model_copy(update={"run": two.document.run.model_copy(update={"seed": 7})})
     summary = build([write(tmp_path / "one", one), write(tmp_path / "two", two)])
     assert any("seed (0, 7)" in warning for warning in summary.warnings)
+    assert not any("other pixels" in warning for warning in summary.warnings)
 
 
 # --- formats
@@ -324,6 +343,18 @@ def test_formats_to_read_show_the_same_numbers(name: str, summary: Summary) -> N
             assert f"{100 * one.value:.2f} [{100 * one.low:.1f}, {100 * one.high:.1f}]" in text  # type: ignore[operator]
     assert "AlexNet" in text
     assert "unnormalised" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 132])
+def test_the_terminal_keeps_to_its_width(summary: Summary, width: int) -> None:
+    assert max(map(len, terminal.render(summary, width=width).splitlines())) <= width
+
+
+def test_the_terminal_falls_back_to_ascii(summary: Summary) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    terminal.show(summary, Console(file=stream, width=80))
+    stream.flush()
+    assert b"mCE (regenerated)" in stream.buffer.getvalue()  # type: ignore[attr-defined]
 
 
 def test_json_is_the_contract(summary: Summary) -> None:
@@ -486,6 +517,7 @@ def test_failed_rows_are_exit_4(tmp_path: Path, report: Callable[..., Any]) -> N
 
 def test_bad_requests_and_files_have_their_codes(run: Path, tmp_path: Path, report: Callable[..., Any]) -> None:
     assert report(run, "--format", "pdf")[0] == 2
+    assert report(run, "--out", tmp_path)[0] == 2
     assert report(tmp_path / "nowhere")[0] == 3
     (tmp_path / "half.json").write_text((run / "results.json").read_text()[:500])
     assert report(tmp_path / "half.json")[0] == 3

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustbench_ln.errors import IncompleteError, unknown_name
+from robustbench_ln.errors import IncompleteError, UsageError, unknown_name
 
 if TYPE_CHECKING:
     from robustbench_ln.reports import Summary
@@ -59,6 +59,8 @@ def report_command(
 
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
+    if out is not None and out.is_dir():
+        raise UsageError("--out must be a file", found=f"a folder at {out}", hint=f"--out {out / 'report'}")
     summary = build(results, normaliser=normaliser, suite=suite)
     if out is not None:
         write_bytes(out, FORMATS[format](summary).encode())

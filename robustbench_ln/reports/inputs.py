@@ -73,6 +73,8 @@ def join(read: Sequence[tuple[str, Results]]) -> Inputs:
     data: dict[str, DataEntry] = {}
     rows: dict[Key, DocumentRow] = {}
     owners: dict[Key, Results] = {}
+    seen: dict[tuple[int, Condition], str] = {}
+    redrawn = False
     for path, one in read:
         for model in one.document.models:
             known = models.setdefault(model.id, model)
@@ -83,6 +85,8 @@ def join(read: Sequence[tuple[str, Results]]) -> Inputs:
                 data[model.id] = _joined_pixels(model.id, path, before, one.document.data)
         for row in one.document.rows:
             key = key_of(row)
+            pixels = seen.setdefault((one.document.run.seed, key[-1]), row.fingerprint)
+            redrawn |= bool(pixels and row.fingerprint and pixels != row.fingerprint)
             kept = rows.get(key)
             if kept is not None and kept.status == "ok" and row.status == "ok" and not _agree(kept, row):
                 raise _mixed(
@@ -94,6 +98,8 @@ def join(read: Sequence[tuple[str, Results]]) -> Inputs:
                 rows[key], owners[key] = row, one
     first = read[0][1].document
     notes = [note for _, one in read for note in one.document.run.warnings] + _differences(sources)
+    if redrawn:
+        notes.append("the inputs hold other pixels for one condition and seed: they were made by other versions")
     document = first.model_copy(
         update={
             "run": first.run.model_copy(update={"warnings": list(dict.fromkeys(notes))}),
@@ -142,30 +148,28 @@ def key_of(row: DocumentRow) -> Key:
 
 
 def check_same_data(one: Source, other: Source) -> None:
-    """Refuse two results that are not of the same images.
+    """Refuse two results that are not of the same images, as far as both say what theirs are.
 
     Raises: TrustError naming what differs.
     """
     a, b = one.data, other.data
-    for what, mine, theirs in (
-        ("data", a.sha256 or a.id, b.sha256 or b.id),
-        ("image sizes", a.image_size, b.image_size),
-        ("image geometry", a.geometry, b.geometry),
-        ("frost textures", *_textures(a, b)),
+    digests = bool(a.sha256 and b.sha256)
+    sizes = any(a.image_size) and any(b.image_size)
+    # Textures of other kinds may stand in one report: they are never ranked together.
+    textures = a.frost == b.frost and bool(a.frost_sha256 and b.frost_sha256)
+    for what, known, mine, theirs in (
+        ("data", True, *((a.sha256, b.sha256) if digests else (a.id, b.id))),
+        ("image sizes", sizes, a.image_size, b.image_size),
+        ("image geometry", sizes, a.geometry, b.geometry),
+        ("frost textures", textures, a.frost_sha256, b.frost_sha256),
     ):
-        if mine != theirs:
+        if known and mine != theirs:
             names = (f"{a.id}, {_shown(mine)}", f"{b.id}, {_shown(theirs)}")
             raise _mixed(f"the inputs have different {what}", f"{names[0]} in {one.path}; {names[1]} in {other.path}")
 
 
-def _textures(a: DataEntry, b: DataEntry) -> tuple[str, str]:
-    """The digests to compare: of textures of the same kind only, since other kinds are never ranked together."""
-    same_kind = a.frost == b.frost and a.frost_sha256 and b.frost_sha256
-    return (a.frost_sha256 or "", b.frost_sha256 or "") if same_kind else ("", "")
-
-
 def _shown(value: object) -> str:
-    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)[:12]
+    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)[:24]
 
 
 def _mixed(what: str, found: str) -> TrustError:
