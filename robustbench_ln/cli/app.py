@@ -20,6 +20,7 @@ from robustbench_ln.cli.list import list_command
 from robustbench_ln.cli.options import DebugOpt
 from robustbench_ln.cli.preview import preview_command
 from robustbench_ln.cli.process import Interrupted, command_line, help_line, interrupt
+from robustbench_ln.cli.report import report_command
 from robustbench_ln.errors import LnbenchError
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("eval", cls=Command)(eval_command)
+app.command("report", cls=Command)(report_command)
 app.command("corrupt", cls=Command)(corrupt_command)
 app.command("preview", cls=Command)(preview_command)
 app.command("inspect", cls=Command)(inspect_command)
