@@ -269,10 +269,15 @@ def test_a_normaliser_of_other_data_sizes_or_suites_is_refused(tmp_path: Path, r
         build([run], normaliser=str(other))
 
 
-@pytest.mark.parametrize("name", ["alexnett", "nowhere/results.json", "{run}", "{run}#three", "{run}#one/ln-batch"])
+@pytest.mark.parametrize("name", ["alexnett", "{run}", "{run}#three", "{run}#one/ln-batch"])
 def test_a_normaliser_that_is_none_is_refused(run: Path, name: str) -> None:
     with pytest.raises(UsageError, match="normaliser"):
         build([run], normaliser=name.format(run=run))
+
+
+def test_a_normaliser_whose_file_is_missing_is_a_missing_file(run: Path) -> None:
+    with pytest.raises(InputError, match="nowhere"):
+        build([run], normaliser="nowhere/results.json")
 
 
 def test_two_suites_in_one_folder_need_a_choice(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def report_command(
     results: Annotated[
         list[str],
         typer.Argument(
-            metavar="RESULTS...",
+            metavar="RESULTS",
             help="Run folders, results.json files, or RobustBench's unaggregated_results.csv and model JSON.",
         ),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robustbench_ln.errors import TrustError, UsageError
+from robustbench_ln.errors import TrustError, UsageError, unknown_name
 from robustbench_ln.metrics.mce import ALEXNET, SEVERITIES, ErrorTable, Estimate, WrongImages, score
 from robustbench_ln.reports.details import flips_of, reliabilities
 from robustbench_ln.reports.importing import Imported
@@ -37,7 +37,7 @@ def build(results: Sequence[Path | str], *, normaliser: str | None = None, suite
 
     Raises:
         UsageError: no such suite, model or mode.
-        InputError: something cannot be read.
+        InputError: something cannot be read, the normaliser's file included.
         TrustError: the inputs, or the normaliser, are of other data, sizes or suites.
     """
     return assemble(read_inputs(results), normaliser=normaliser, suite=suite)
@@ -102,10 +102,8 @@ def _normaliser(name: str, inputs: Inputs, suite: str) -> ErrorTable | None:
     if name == "alexnet":
         return ALEXNET
     path, _, chosen = name.partition("#")
-    if not Path(path).exists():
-        raise UsageError(
-            f"--normaliser {name!r} is none", found=f"no file {path}", hint="alexnet, none, or a results file"
-        )
+    if not Path(path).exists() and Path(path).name == path and not Path(path).suffix:
+        raise unknown_name("normaliser", name, ["alexnet", NO_NORMALISER, "a results file"])
     other = read_inputs([path])
     for mine, theirs in zip(inputs.sources[:1], other.sources[:1], strict=False):
         check_same_data(mine, theirs)
