@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         LocalNorm3d,
         convert_to_localnorm,
     )
+    from robustbench_ln.reports import report
     from robustbench_ln.results import Results, load_results
     from robustbench_ln.types import Condition, ResultRow
 
@@ -47,6 +48,7 @@ _HOMES = {
     "LocalNorm2d": "norms",
     "LocalNorm3d": "norms",
     "convert_to_localnorm": "norms",
+    "report": "reports",
     "Results": "results",
     "load_results": "results",
     "Condition": "types",
@@ -73,6 +75,7 @@ __all__ = [
     "load_model",
     "load_results",
     "open_dataset",
+    "report",
     "save_model",
 ]
 

@@ -22,6 +22,7 @@ from robustbench_ln.cli.list import list_command
 from robustbench_ln.cli.options import DebugOpt
 from robustbench_ln.cli.preview import preview_command
 from robustbench_ln.cli.process import Interrupted, command_line, help_line, interrupt
+from robustbench_ln.cli.report import report_command
 from robustbench_ln.errors import LnbenchError
 
 app = typer.Typer(
@@ -34,6 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("eval", cls=Command)(eval_command)
+app.command("report", cls=Command)(report_command)
 app.command("compare", cls=Command)(compare_command)
 app.command("gate", cls=Command)(gate_command)
 app.command("corrupt", cls=Command)(corrupt_command)

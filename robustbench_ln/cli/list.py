@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json as json_module
 import shutil
+from functools import partial
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +16,7 @@ from robustbench_ln.errors import unknown_name
 if TYPE_CHECKING:
     from robustbench_ln.corruptions import Corruption
 
+_ROOM = 20  # columns that a text needs beside its names; with fewer it goes below them
 _KINDS = ("modes", "noises", "ranges", "presets", "corruptions", "suites", "data", "architectures")
 Rows = list[dict[str, str]]
 
@@ -43,10 +46,15 @@ def list_command(
         if not kind:
             typer.echo(f"{name}\n")
         # The last column is text and takes what the names before it leave of the line.
-        *names, _ = rows[0]
+        *names, last = rows[0]
         room = width - sum(max(len(name) + MIN_PADDING, *(len(row[name]) for row in rows)) + 2 for name in names)
-        widths = [*[None] * len(names), max(room, 20)]
-        typer.echo(tabulate(rows, headers="keys", tablefmt="plain", maxcolwidths=widths))
+        fit = partial(wrap, width=room if room >= _ROOM else width - 4, break_on_hyphens=False)
+        if room >= _ROOM:
+            wrapped = [row | {last: "\n".join(fit(row[last]))} for row in rows]
+            typer.echo(tabulate(wrapped, headers="keys", tablefmt="plain"))
+        else:
+            for row in rows:
+                typer.echo("\n    ".join(["  ".join(row[name] for name in names), *fit(row[last])]))
         if not kind:
             typer.echo("")
 

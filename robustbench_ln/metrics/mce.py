@@ -164,11 +164,11 @@ def score(
         images = np.concatenate([*parts, *(wrong.errors[name] for name in rows)])
         drawn = bootstrap_means(images, replicates=replicates)
         cells = drawn[:, len(parts) :].reshape(len(drawn), len(rows), len(SEVERITIES))
-        replicates = _statistics(
+        draws = _statistics(
             drawn[:, 0] if parts else None, dict(zip(rows, cells.swapaxes(0, 1), strict=True)), normaliser
         )
         tail = (1 - CONFIDENCE) / 2
-        bounds = {key: np.quantile(draws, (tail, 1 - tail)) for key, draws in replicates.items()}
+        bounds = {key: np.quantile(values_drawn, (tail, 1 - tail)) for key, values_drawn in draws.items()}
 
     def estimate(kind: str, name: str = "") -> Estimate | None:
         if (kind, name) not in values:

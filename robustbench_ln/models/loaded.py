@@ -201,24 +201,27 @@ def _code_sha256(network: nn.Module, size: tuple[int, int]) -> str:
     """Digest of what a network is besides the tensors that it holds: its layers, and its logits on two fixed images.
 
     Nothing else shows a forward() that was changed. Double precision, for rounding then takes away what depends on the
-    machine and on the number of threads; single precision and fewer digits where the network takes no other.
+    machine and on the number of threads; single precision and fewer digits where the network takes no other. A network
+    that takes no random images is known by its layers alone.
     """
     images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # for networks that draw random numbers
-        try:
-            logits, digits = network.double()(images.double()), 6
-        except Exception:  # the user's code ran
-            logits, digits = network.float()(images), 2
-        finally:
-            network.float()
-    logits = logits.double()
-    peak = logits.abs().nan_to_num(0, 0).max().item()
-    places = digits - math.floor(math.log10(peak)) if peak else 0
-    rounded = (logits * 10.0**places).round() + 0.0  # no -0.0
     # Addresses of objects differ in each run.
     layers = re.sub(r" at 0x[0-9a-f]+", "", repr(network))
-    text = f"{type(network).__qualname__}\n{layers}\n{places}\n{rounded.tolist()}"
+    text = f"{type(network).__qualname__}\n{layers}"
+    for dtype, digits in ((torch.float64, 6), (torch.float32, 2)):
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(0)  # for networks that draw random numbers
+                logits = network.to(dtype)(images.to(dtype)).double()
+        except Exception:  # the user's code ran
+            continue
+        finally:
+            network.float()
+        peak = logits.abs().nan_to_num(0, 0).max().item()
+        places = digits - math.floor(math.log10(peak)) if peak else 0
+        rounded = (logits * 10.0**places).round() + 0.0  # no -0.0
+        text += f"\n{places}\n{rounded.tolist()}"
+        break
     return hashlib.sha256(text.encode()).hexdigest()
 
 

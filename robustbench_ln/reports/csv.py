@@ -51,24 +51,25 @@ def _cells(row: DocumentRow) -> list[str]:
     low, high = row.ci95 or (None, None)
     ratios = (row.accuracy, low, high, row.top5, row.nll, row.ece, row.brier)
     return [
-        _text(row.model),
-        _text(row.mode),
+        cell_text(row.model),
+        cell_text(row.mode),
         condition.kind,
-        _text(condition.name),
+        cell_text(condition.name),
         number(condition.level),
         condition.range,
-        _text(condition.suite or ""),
+        cell_text(condition.suite or ""),
         str(condition.repeat),
         str(row.n),
         str(row.correct),
         *("" if ratio is None else repr(float(ratio)) for ratio in ratios),
         "" if row.images is None else str(row.images),
         repr(float(row.seconds)),
-        _text(row.fingerprint),
+        cell_text(row.fingerprint),
         row.status,
     ]
 
 
-def _text(text: str) -> str:
+def cell_text(text: str) -> str:
+    """One line of text that a spreadsheet shows and does not run."""
     shown = visible(text)
     return f"'{shown}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else shown

@@ -15,7 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from robustbench_ln.metrics.accuracy import area_under_curve, clustered_interval, score_interval
-from robustbench_ln.results.document import DataEntry, DocumentRow, ModelEntry, ResultsDocument, RunInfo
+from robustbench_ln.reports.sheet import NO_SHEET, Sheet
+from robustbench_ln.results.document import (
+    ConditionEntry,
+    DataEntry,
+    DocumentRow,
+    ModelEntry,
+    ResultsDocument,
+    RunInfo,
+)
 
 Hits = Callable[[DocumentRow], npt.NDArray[np.bool_] | None]
 """From a row to (N,) was each scored image predicted right, in one order for all rows; None where that is not known."""
@@ -119,6 +127,23 @@ class ModelSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """One of the inputs of a report.
+
+    Attributes:
+        path: as the user named it.
+        run: how its numbers were made.
+        data: its data set.
+        preview: PNG of what images looked like, where the run folder has one.
+    """
+
+    path: str
+    run: RunInfo
+    data: DataEntry
+    preview: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """All that a report shows.
 
@@ -132,6 +157,8 @@ class Summary:
         rows: the document's rows, for formats that list them.
         run: how the numbers were made.
         data: the data set.
+        sheet: mCE and all that belongs to it; empty where only the grids are shown.
+        sources: what each of the inputs was; empty where the document alone is known.
     """
 
     models: tuple[ModelSummary, ...]
@@ -143,6 +170,8 @@ class Summary:
     rows: tuple[DocumentRow, ...]
     run: RunInfo
     data: DataEntry
+    sheet: Sheet = NO_SHEET
+    sources: tuple[Source, ...] = ()
 
     @property
     def noises(self) -> tuple[tuple[str, str], ...]:
@@ -165,14 +194,13 @@ def summarise(document: ResultsDocument, hits: Hits | None = None) -> Summary:
             says so.
     """
     done = [row for row in document.rows if row.status == "ok"]
-    labels = _mode_labels(done)
+    labels = mode_labels(done)
     notes: list[str] = []
     point = partial(_point, hits=hits, notes=notes)
 
     cells: dict[tuple[str, str], dict[tuple[str, str, str], dict[float, list[DocumentRow]]]] = {}
     for row, mode in zip(done, labels, strict=True):
-        suite = row.condition.suite or ""
-        kind = (f"{suite}, jpeg 85" if row.condition.jpeg_parity else suite, row.condition.range, row.condition.name)
+        kind = (suite_of(row.condition), row.condition.range, row.condition.name)
         levels = cells.setdefault((row.model, mode), {}).setdefault(kind, {})
         levels.setdefault(row.condition.level, []).append(row)
 
@@ -210,7 +238,13 @@ def summarise(document: ResultsDocument, hits: Hits | None = None) -> Summary:
     )
 
 
-def _mode_labels(rows: Sequence[DocumentRow]) -> list[str]:
+def suite_of(condition: ConditionEntry) -> str:
+    """The suite under which a corruption is shown, one with a round trip through JPEG apart; empty for others."""
+    suite = condition.suite or ""
+    return f"{suite}, jpeg 85" if condition.jpeg_parity else suite
+
+
+def mode_labels(rows: Sequence[DocumentRow]) -> list[str]:
     """The mode of each row; where one name ran with several M, with the M it used, which is part of its identity."""
     used: dict[tuple[str, str], set[int | None]] = {}
     for row in rows:
@@ -266,7 +300,7 @@ def _point(level: float, rows: list[DocumentRow], *, hits: Hits | None, notes: l
     n = min(row.n for row in rows)
     accuracy = float(np.mean([row.correct / row.n for row in rows]))
     repeats = len({row.condition.repeat for row in rows})
-    if len(rows) > 1 and (table := _hit_table(rows, hits)) is not None:
+    if len(rows) > 1 and (table := hit_table(rows, hits)) is not None:
         low, high = clustered_interval(table)
     else:
         low, high = score_interval(accuracy, n)
@@ -275,7 +309,7 @@ def _point(level: float, rows: list[DocumentRow], *, hits: Hits | None, notes: l
     return Point(level, accuracy, low, high, n, repeats)
 
 
-def _hit_table(rows: Sequence[DocumentRow], hits: Hits | None) -> npt.NDArray[np.bool_] | None:
+def hit_table(rows: Sequence[DocumentRow], hits: Hits | None) -> npt.NDArray[np.bool_] | None:
     """(R, N) hits of the rows, or None unless they are known for all and agree with the counts."""
     found: list[npt.NDArray[np.bool_]] = []
     for row in rows:

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from robustbench_ln.reports import chart
+from robustbench_ln.reports.sheet import Sheet
 from robustbench_ln.reports.style import BLACK, ModeStyle, mode_styles
 from robustbench_ln.reports.summary import Grid, ModelSummary, Point, Summary
+from robustbench_ln.reports.tables import corruption_error_tables, sheet_tables, transposed
 from robustbench_ln.reports.text import number, visible
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ WIDTH = 80
 _PANEL = 36  # columns that a chart needs at least, and
 _PANEL_MOST = 60  # has at most
 _HEIGHT = 11
+_SHEET_NAMES, _SHEET_CELL = 20, 24  # columns of the sheet's names, and of a number with its interval at most
 _MODE_WIDTH = 18  # of "81.03 [80.2, 81.8]" and of most modes' names
 
 Show = Callable[[str], str]
@@ -71,6 +74,7 @@ def parts(summary: Summary, *, width: int = WIDTH, ascii_only: bool = False) -> 
 
     styles = mode_styles(summary.modes)
     yield Text(safe(_facts(summary)), style="dim")
+    yield from _sheet(summary.sheet, width, safe, ascii_only)
     for model in summary.models:
         yield Text()
         yield _heading(model, safe)
@@ -90,6 +94,8 @@ def parts(summary: Summary, *, width: int = WIDTH, ascii_only: bool = False) -> 
 
 def _facts(summary: Summary) -> str:
     data, run = summary.data, summary.run
+    if not summary.rows and summary.sheet.entries:
+        return f"{data.id}: figures as others published them"
     scored = sorted({row.n for row in summary.rows if row.status == "ok"})
     images = " or ".join(f"{n:,}" for n in scored) or "no"
     of = f" of {data.n:,}" if scored and scored != [data.n] else ""
@@ -193,6 +199,29 @@ def _grid_tables(summary: Summary, model: ModelSummary, safe: Show, ascii_only: 
             table.add_row(f"mean over {len(grid.complete)}", *means, f"{100 * overall:.2f}", style="bold")
         yield Text()
         yield table
+
+
+def _sheet(sheet: Sheet, width: int, safe: Show, ascii_only: bool) -> Iterator[RenderableType]:
+    """The mCE sheet, a column a model and mode; as many side by side as fit, the rest in further tables."""
+    from rich.text import Text
+
+    shown = [transposed(table) for table in sheet_tables(sheet)]
+    shown += corruption_error_tables(sheet)
+    for of_sheet in shown:
+        yield Text()
+        yield Text(safe(of_sheet.title), style="bold")
+        longest = max(len(cell) for row in of_sheet.rows for cell in row[1:])
+        cell = min(max(longest, _MODE_WIDTH), _SHEET_CELL)
+        fit = max(1, (width - _SHEET_NAMES) // (cell + 2))
+        for start in range(1, len(of_sheet.columns), fit):
+            table = _table(ascii_only, "")
+            table.columns[0].width = _SHEET_NAMES
+            for head in of_sheet.columns[start : start + fit]:
+                table.add_column(Text(safe(head)), width=cell, overflow="fold")
+            for row in of_sheet.rows:
+                table.add_row(*(Text(safe(cell)) for cell in (row[0], *row[start : start + fit])))
+            yield table
+        yield Text(safe(of_sheet.note), style="dim")
 
 
 def _charts(

@@ -105,6 +105,11 @@ class Results:
             )
         return found[0].accuracy
 
+    @property
+    def scored(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        """``(n,)`` data set indices, rising, and labels of the scored images; None where predictions were not kept."""
+        return self._scored
+
     def predictions(self, row: DocumentRow) -> Predictions | None:
         """``(n,)`` predicted class (-1: none) and top probability of each scored image in data set order.
 
