@@ -13,7 +13,7 @@ import torch
 from robustbench_ln import evaluation
 from robustbench_ln._version import __version__
 from robustbench_ln.evaluation import Event, Finish
-from robustbench_ln.metrics.accuracy import wilson
+from robustbench_ln.metrics.accuracy import chance_bound, near_chance
 from robustbench_ln.planning import Plan, check_numbers, plan_run
 from robustbench_ln.reports import csv, summarise
 from robustbench_ln.results import FolderRun, Results, Run, RunInfo, collect, open_run, save, write_bytes
@@ -203,17 +203,14 @@ def _doubts(run: Run, rows: list[ResultRow]) -> list[str]:
         clean = {row.mode: row for row in mine if row.condition.kind == "clean"}
         own = next((clean[mode] for mode in _OWN_MODES if mode in clean), None)
         own = own or max(clean.values(), key=lambda row: row.accuracy, default=None)
-        if own is not None and classes > 1:
-            low, _ = wilson(own.counts.correct, own.counts.n)
-            threshold = (1.2 if classes == 2 else 2.0) / classes
-            if low < threshold:
-                n = own.counts.n
-                few = f"of {n} image{'s' if n > 1 else ''} cannot be told from chance"
-                doubts.append(
-                    f"{model.id}: clean accuracy {100 * own.accuracy:.1f} % ({own.mode}) "
-                    f"{'is near chance' if own.accuracy < threshold else few} ({100 / classes:.1f} %): "
-                    "wrong preprocessing, label order or checkpoint?"
-                )
+        if own is not None and near_chance(own.counts.correct, own.counts.n, classes):
+            n = own.counts.n
+            few = f"of {n} image{'s' if n > 1 else ''} cannot be told from chance"
+            doubts.append(
+                f"{model.id}: clean accuracy {100 * own.accuracy:.1f} % ({own.mode}) "
+                f"{'is near chance' if own.accuracy < chance_bound(classes) else few} ({100 / classes:.1f} %): "
+                "wrong preprocessing, label order or checkpoint?"
+            )
         lost = sum(row.extra.get("non_finite", 0) for row in mine)
         if lost:
             doubts.append(f"{model.id}: {lost} predictions had logits that are not finite and count as wrong")

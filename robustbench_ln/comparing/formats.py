@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from robustbench_ln.comparing.differences import Comparison, Difference
-from robustbench_ln.comparing.ink import between, markdown, markdown_table, p_value, percent, spreadsheet
+from robustbench_ln.comparing.ink import between, markdown_table, p_value, percent
+from robustbench_ln.reports.csv import cell_text
+from robustbench_ln.reports.markdown import escape
 from robustbench_ln.reports.text import visible
 
 SCHEMA_VERSION = 1
@@ -35,11 +37,11 @@ def terminal(comparison: Comparison) -> str:
 def as_markdown(comparison: Comparison) -> str:
     """The same tables in Markdown."""
     parts = [
-        f"### {markdown(title)}\n\n{markdown_table(_HEADER, map(_cells, lines))}\n"
+        f"### {escape(title)}\n\n{markdown_table(_HEADER, map(_cells, lines))}\n"
         for title, lines in _tables(comparison)
     ]
-    parts += [f"{markdown(note)}  \n" for note in _notes(comparison)]
-    parts += [f"\n> **warning** {markdown(warning)}\n" for warning in comparison.warnings]
+    parts += [f"{escape(note)}  \n" for note in _notes(comparison)]
+    parts += [f"\n> **warning** {escape(warning)}\n" for warning in comparison.warnings]
     return "".join(parts)
 
 
@@ -52,7 +54,7 @@ def csv(comparison: Comparison) -> str:
     for line in comparison.lines:
         values = asdict(line)
         cells = [values[name] for name in columns]
-        shown = [spreadsheet(cell) if isinstance(cell, str) else "" if cell is None else repr(cell) for cell in cells]
+        shown = [cell_text(cell) if isinstance(cell, str) else "" if cell is None else repr(cell) for cell in cells]
         writer.writerow([*shown, *map(repr, line.interval)])
     return out.getvalue()
 

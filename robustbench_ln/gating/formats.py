@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
 
-from robustbench_ln.comparing.ink import between, markdown, markdown_table, p_value, percent
+from robustbench_ln.comparing.ink import between, markdown_table, p_value, percent
 from robustbench_ln.gating.decide import Check, Decision
+from robustbench_ln.reports.markdown import escape
 from robustbench_ln.reports.text import visible
 
 SCHEMA_VERSION = 1
@@ -89,11 +90,11 @@ def github(decision: Decision) -> str:
 def github_summary(decision: Decision) -> str:
     """Markdown for the step summary."""
     icon = {"pass": "✅", "fail": "❌"}.get(decision.verdict, "⚠️")
-    parts = [f"### {icon} {markdown(headline(decision))}\n\n"]
+    parts = [f"### {icon} {escape(headline(decision))}\n\n"]
     if decision.checks:
         parts.append(markdown_table(_HEADER, (_cells(check) for check in decision.checks)))
-        parts += ["\n", *(f"{markdown(note)}  \n" for note in _notes(decision))]
-    parts += [f"\n> **warning** {markdown(warning)}\n" for warning in decision.warnings]
+        parts += ["\n", *(f"{escape(note)}  \n" for note in _notes(decision))]
+    parts += [f"\n> **warning** {escape(warning)}\n" for warning in decision.warnings]
     return "".join(parts)
 
 

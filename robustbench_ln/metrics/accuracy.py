@@ -110,6 +110,11 @@ def area_under_curve(levels: Sequence[float], accuracies: Sequence[float]) -> fl
     return float(((y[1:] + y[:-1]) * np.diff(x)).sum() / 2 / width)
 
 
+def chance_bound(classes: int) -> float:
+    """Twice the accuracy of chance, 1.2 times for two classes: what a network should be surely above."""
+    return (1.2 if classes == 2 else 2.0) / classes
+
+
 def near_chance(correct: int, n: int, classes: int) -> bool:
-    """Whether an accuracy's interval reaches below twice chance (1.2 times for two classes): not to be trusted."""
-    return classes > 1 and wilson(correct, n)[0] < (1.2 if classes == 2 else 2.0) / classes
+    """Whether an accuracy's interval reaches below :func:`chance_bound`: not to be trusted."""
+    return classes > 1 and wilson(correct, n)[0] < chance_bound(classes)

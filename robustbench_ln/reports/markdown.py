@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 
 from robustbench_ln.reports.summary import Summary
@@ -36,14 +37,14 @@ def _line(cells: list[str] | tuple[str, ...], *, raw: bool = False) -> str:
 
 
 _SPECIAL = re.compile(
-    r"[\\`*<|&~$@#]"  # code, emphasis, HTML, cells, entities, strikes, formulas, mentions, issues
+    r"[\\`*|~$@#]"  # code, emphasis, cells, strikes, formulas, mentions, issues
     r"|(?<![^\W_])_|_(?![^\W_])"  # an underscore inside a word marks nothing up
     r"|\](?=[(\[:])"  # links and their definitions
     r"|:(?=//)|(?<=www)\."  # addresses that become links by themselves
-    r"|^[-+=>](?=\s|$)"  # what opens a block
+    r"|^[-+=](?=\s|$)"  # what opens a block
 )
 
 
 def escape(text: str) -> str:
     """Text that Markdown shows as it is."""
-    return _SPECIAL.sub(r"\\\g<0>", visible(text))
+    return _SPECIAL.sub(r"\\\g<0>", html.escape(visible(text), quote=False))
