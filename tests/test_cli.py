@@ -282,7 +282,7 @@ MODEL = ("eval", "--model", "no-such-model.pt")
         ((*MODEL, "--limit", "many"), "found: lnbench eval --model no-such-model.pt --limit many"),
         ((*MODEL, "--device", "gpu"), "--device"),
         (("eval", "--modell", "x"), "--model"),
-        (("evaluate",), "try: eval;"),
+        (("evalu",), "try: eval;"),
         (("bench", "corruption"), "try: corruptions;"),
         (("eval",), "try: lnbench eval --help"),
         (("eval", "--model"), "found: lnbench eval --model"),
