@@ -209,6 +209,17 @@ def test_severities_share_their_draws() -> None:
 # ---- pixelate ----
 
 
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (224, 224), (131, 160)])
+def test_both_ways_to_pixelate_give_the_same_pixels(height: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pictures(2, height, width)
+    for factor in (0.95, 0.6, 0.5, 0.3, 0.25):
+        found = []
+        for large in (0, 10**9):
+            monkeypatch.setattr(digital, "_LARGE", large)
+            found.append(pixelate(images, factor=factor))
+        assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("factor", [0.95, 0.9, 0.85, 0.8, 0.75, 0.65, 0.6, 0.5, 0.4, 0.3, 0.25, 0.17, 0.1, 0.05, 1.0])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 64), (60, 37)])
 def test_pixelate_is_pillows(factor: float, height: int, width: int) -> None:

@@ -287,9 +287,14 @@ def pixelate(images: Tensor, rng: ImageRng | None = None, *, factor: float) -> T
             found=f"{height} x {width} pixels, shrunk by {factor:g}",
             hint="larger images",
         )
+    if images.device.type == "cpu" and height * width >= _LARGE:
+        return _pixelate_large(images, rows, columns)
     return in_blocks(images, None, lambda part, _: _pixelate(part, rows, columns), values=_PIXELATE_VALUES)
 
 
+# Pixels of an image from which on Pillow, plane by plane, is faster on a CPU than products over a batch: 1.6 times at
+# 224 x 224, while they are 1.6 times faster at 64 x 64 and 2.5 times at 32 x 32.
+_LARGE = 128 * 128
 # More than fits the second-level cache: its matrix products are so small that calling them costs the more.
 _PIXELATE_VALUES = 1 << 19
 
@@ -308,6 +313,25 @@ def _pixelate(images: Tensor, rows: int, columns: int) -> Tensor:
     small = sums.mul_(shares).add_(0.5).floor_()
     wide = to_uint8(along_rows(small.flatten(0, 2), repeating, width))
     return wide.view(*small.shape[:3], width).index_select(2, repeats)
+
+
+def _pixelate_large(images: Tensor, rows: int, columns: int) -> Tensor:
+    height, width = images.shape[2:]
+    down, across = _repeats(height, rows), _repeats(width, columns)
+    source = images.contiguous().numpy()
+    out = np.empty_like(source)
+    for plane, result in zip(source.reshape(-1, height, width), out.reshape(-1, height, width), strict=True):
+        original = Image.frombuffer("L", (width, height), plane, "raw", "L", 0, 1)
+        shrunk = original.resize((columns, rows), Image.Resampling.BOX).tobytes()
+        small = np.frombuffer(shrunk, dtype=np.uint8).reshape(rows, columns)
+        # Every mode but "raise" writes to `out` without a copy in between.
+        np.take(small.take(across, axis=1), down, axis=0, out=result, mode="clip")
+    return torch.from_numpy(out)
+
+
+@lru_cache
+def _repeats(size: int, smaller: int) -> NDArray[np.int32]:
+    return _boxes(size, smaller)[2]
 
 
 def _boxes(size: int, smaller: int) -> tuple[list[list[int]], NDArray[np.float32], NDArray[np.int32]]:
