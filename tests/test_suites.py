@@ -226,6 +226,17 @@ class TestEveryCorruption:
             assert made.data_ptr() != batch.data_ptr()
         assert torch.equal(batch, before)
 
+    def test_does_not_depend_on_how_images_lie_in_memory(self, name: str, batch: torch.Tensor) -> None:
+        expected = corrupt(batch, name, 3)
+        wide = torch.cat([batch, batch], dim=3)
+        for same in (
+            batch.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+            batch.contiguous(memory_format=torch.channels_last),
+            wide[..., :32],
+        ):
+            assert not same.is_contiguous()
+            assert torch.equal(corrupt(same, name, 3), expected)
+
     def test_is_the_same_for_an_image_alone_and_in_any_company(self, name: str, batch: torch.Tensor) -> None:
         whole = corrupt(batch, name, 5, seed=3)
         order = torch.tensor([5, 2, 7])

@@ -204,6 +204,7 @@ def corrupt(
         return images.clone()
     if indices is None:
         indices = torch.arange(len(images))
+    images = images.contiguous()  # kernels see one memory layout, whatever the caller's
     supplied: dict[str, Any] = {}
     if corruption.is_random:
         supplied["rng"] = ImageRng(seed, name, indices, repeat=repeat, device=images.device)
