@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +220,19 @@ def test_a_sheet_shows_every_cell(tmp_path: Path, suffix: str) -> None:
         assert text.count("<img ") == 8
         assert "http://" not in text
         assert "https://" not in text
+
+
+def test_a_sheet_has_room_for_every_warning(tmp_path: Path) -> None:
+    sheet = preview(corruption="contrast", severity=1)
+
+    def drawn(*warnings: str) -> Image.Image:
+        save_sheet(replace(sheet, warnings=warnings), tmp_path / "sheet.png")
+        return Image.open(tmp_path / "sheet.png").convert("RGB")
+
+    none, one, two, long = drawn(), drawn("short"), drawn("short", "other"), drawn("many words " * 40)
+    assert none.height < one.height < two.height < long.height
+    margin = np.asarray(long)[: long.height - none.height, -4:]
+    assert (margin == 255).all()  # nothing runs over the edge
 
 
 def test_a_sheet_of_an_image_file(tmp_path: Path) -> None:
