@@ -7,6 +7,7 @@ run goes on where it stopped and nobody ever reads half a file. What was asked f
 
 from __future__ import annotations
 
+import glob
 import io
 import json
 import shutil
@@ -26,13 +27,14 @@ from robustbench_ln.corruptions.suites import PARITY_QUALITY, SEVERITIES
 from robustbench_ln.data import Dataset, open_dataset
 from robustbench_ln.errors import InputError, ResourceError, UsageError, unknown_name
 from robustbench_ln.planning import check_numbers, choose_device, visiting_order
-from robustbench_ln.results.files import write_bytes, writing
+from robustbench_ln.results.files import leftovers, locked, write_bytes, writing
 from robustbench_ln.types import Condition
 
 OnImages = Callable[[Condition, int], None]
 """Called with the condition at work and the number of images newly done."""
 
 _SETTINGS = "lnbench.json"
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,8 @@ def write_corrupted(job: Job, *, on_images: OnImages | None = None) -> int:
     with ``<corruption>.npy`` uint8 ``(5 N, H, W, 3)``, severity after severity, and ``labels.npy``, the labels five
     times. ``imagenetc``: ``<corruption>/<severity>/<class>/<image>.JPEG`` of quality 85.
 
+    A second command on the same output waits, and then finds what the first has made.
+
     Args:
         job: from :func:`plan_corrupted`.
         on_images: called while images are written.
@@ -210,7 +214,9 @@ def write_corrupted(job: Job, *, on_images: OnImages | None = None) -> int:
         InputError: the output is there and is something else.
         ResourceError: it cannot be written.
     """
-    return LAYOUTS[job.layout](job, on_images or (lambda _condition, _n: None))
+    lock_file = job.out.with_name(f".{job.out.name}{_LOCK}") if job.layout == "npz" else job.out / _LOCK
+    with locked(job.out, lock_file):
+        return LAYOUTS[job.layout](job, on_images or (lambda _condition, _n: None))
 
 
 # One archive
@@ -218,6 +224,8 @@ def write_corrupted(job: Job, *, on_images: OnImages | None = None) -> int:
 
 def _write_npz(job: Job, on_images: OnImages) -> int:
     partial = job.out.with_name(f"{job.out.name}.partial")
+    for stale in leftovers(job.out.parent, glob.escape(job.out.name)):
+        stale.unlink(missing_ok=True)
     settings, old_names = job.settings, list[str]()
     if job.out.exists():
         settings = _joined(_settings_of_npz(job.out), settings, job.out)
@@ -227,12 +235,16 @@ def _write_npz(job: Job, on_images: OnImages) -> int:
     if not made:
         shutil.rmtree(partial, ignore_errors=True)
         return 0
-    for condition in made:
-        path = partial / f"{_name(condition)}.npy"
-        if path.exists():
-            on_images(condition, len(job.indices))
-        else:
-            _write_npy(path, job, (condition,), on_images)
+    try:
+        for condition in made:
+            path = partial / f"{_name(condition)}.npy"
+            if path.exists():
+                on_images(condition, len(job.indices))
+            else:
+                _write_npy(path, job, (condition,), on_images)
+    finally:
+        if not any(partial.rglob("*.npy")):  # nothing to go on from
+            shutil.rmtree(partial, ignore_errors=True)
     with writing(job.out) as file, zipfile.ZipFile(file, "w") as archive:
         text = np.array(json.dumps(settings))
         facts = {"labels.npy": job.labels, "indices.npy": job.indices, "settings.npy": text}
@@ -360,10 +372,13 @@ def _begin(job: Job, folder: Path) -> None:
         except (OSError, ValueError):
             raise InputError(f"cannot read {record}", found="no JSON", hint="another --out") from None
         settings = _joined(before, settings, folder)
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(entry.name != _LOCK for entry in folder.iterdir()):
         raise UsageError(
             "--out is a folder with other things in it", found=f"{folder} without {_SETTINGS}", hint="another --out"
         )
+    for place in (folder, *(folder / one.name for one in job.conditions)):
+        for stale in leftovers(place, "*"):
+            stale.unlink(missing_ok=True)
     if settings != before:
         write_bytes(record, json.dumps(settings, indent=1).encode())
 

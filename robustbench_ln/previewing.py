@@ -22,7 +22,7 @@ from robustbench_ln.errors import UsageError
 from robustbench_ln.results.files import writing
 
 _CELL = 112  # pixels of a cell's side, at least
-_GAP, _LEFT, _TOP, _LABEL = 6, 170, 44, 16
+_GAP, _LEFT, _LINE, _LABEL = 6, 170, 18, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,21 +140,21 @@ def _drawn(sheet: Sheet) -> Image.Image:
     factor = max(1, round(_CELL / max(height, width)))
     cell_w, cell_h = width * factor, height * factor
     columns = max(len(cells) for _, cells in sheet.rows)
-    total = (
-        _LEFT + (columns + 1) * (cell_w + _GAP) + _GAP,
-        _TOP + len(sheet.rows) * (_LABEL + cell_h + _GAP) + _GAP,
-    )
-    page = Image.new("RGB", total, "white")
-    draw = ImageDraw.Draw(page)
+    wide = _LEFT + (columns + 1) * (cell_w + _GAP) + _GAP
     font, small = ImageFont.load_default(14), ImageFont.load_default(11)
-    draw.text((_GAP, _GAP), sheet.title, "black", font)
-    for warning in sheet.warnings[:1]:  # there is room for one
-        draw.text((_GAP, _GAP + 18), warning, "#a04000", small)
+    lines = [(line, "black", font) for line in _wrapped(sheet.title, font, wide - 2 * _GAP)]
+    for warning in sheet.warnings:
+        lines += [(line, "#a04000", small) for line in _wrapped(warning, small, wide - 2 * _GAP)]
+    top = 2 * _GAP + _LINE * len(lines)
+    page = Image.new("RGB", (wide, top + len(sheet.rows) * (_LABEL + cell_h + _GAP) + _GAP), "white")
+    draw = ImageDraw.Draw(page)
+    for i, (line, colour, kind) in enumerate(lines):
+        draw.text((_GAP, _GAP + _LINE * i), line, colour, kind)
 
     def enlarged(pixels: NDArray[np.uint8]) -> Image.Image:
         return Image.fromarray(pixels).resize((cell_w, cell_h), Image.Resampling.NEAREST)
 
-    y = _TOP
+    y = top
     for name, cells in sheet.rows:
         y += _LABEL
         draw.text((_GAP, y + cell_h // 2 - 8), name, "black", font)
@@ -166,6 +166,18 @@ def _drawn(sheet: Sheet) -> Image.Image:
             draw.text((x, y - 14), f"{level:g}", "#555555", small)
         y += cell_h + _GAP
     return page
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Lines that fit into `width` pixels, broken between words."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def _html(sheet: Sheet) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +95,47 @@ def test_an_interrupted_archive_goes_on(tmp_path: Path) -> None:
     assert out.read_bytes() == straight.read_bytes()
 
 
+@pytest.mark.parametrize("layout", ["npz", "cifar10c", "imagenetc"])
+def test_a_second_command_on_one_output_waits_and_finds_the_work_done(tmp_path: Path, layout: str) -> None:
+    out = tmp_path / ("out.npz" if layout == "npz" else "out")
+    job = plan_corrupted(toy_data(20, size=32), out, corruption="contrast", layout=layout)
+    made: list[int] = []
+    second = threading.Thread(target=lambda: made.append(write_corrupted(job)))
+
+    def start_second(_condition: object, _n: int) -> None:
+        if second.ident is None:
+            second.start()
+        second.join(0.1)
+        assert second.is_alive()
+
+    assert write_corrupted(job, on_images=start_second) == 5
+    second.join(60)
+    assert made == [0]
+
+
+@pytest.mark.parametrize("layout", ["npz", "cifar10c", "imagenetc"])
+def test_what_a_kill_left_is_cleared(tmp_path: Path, layout: str) -> None:
+    out = tmp_path / ("out.npz" if layout == "npz" else "out")
+    options = {"corruption": "contrast", "layout": layout}
+    write(out, **options)
+    folder = tmp_path if layout == "npz" else out
+    name = {"npz": "out.npz", "cifar10c": "fog.npy", "imagenetc": "lnbench.json"}[layout]
+    left, mine = folder / f".{name}.k2j3.tmp", tmp_path / ".mine.npz.k2j3.tmp"
+    for path in (left, mine):
+        path.write_bytes(b"half")
+    assert write(out, **options) == 0
+    assert not left.exists()
+    assert mine.exists()
+
+
+def test_a_run_refused_before_its_first_image_leaves_nothing_to_go_on_from(tmp_path: Path) -> None:
+    small = toy_data(4, size=4)
+    job = plan_corrupted(small, tmp_path / "out.npz", corruption="defocus_blur", severity=5, suite="imagenet-c")
+    with pytest.raises(InputError, match="too small"):
+        write_corrupted(job)
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_something_else_is_never_overwritten(tmp_path: Path) -> None:
     out = tmp_path / "out.npz"
     np.savez(out, images=np.zeros(3))
@@ -177,6 +220,19 @@ def test_a_sheet_shows_every_cell(tmp_path: Path, suffix: str) -> None:
         assert text.count("<img ") == 8
         assert "http://" not in text
         assert "https://" not in text
+
+
+def test_a_sheet_has_room_for_every_warning(tmp_path: Path) -> None:
+    sheet = preview(corruption="contrast", severity=1)
+
+    def drawn(*warnings: str) -> Image.Image:
+        save_sheet(replace(sheet, warnings=warnings), tmp_path / "sheet.png")
+        return Image.open(tmp_path / "sheet.png").convert("RGB")
+
+    none, one, two, long = drawn(), drawn("short"), drawn("short", "other"), drawn("many words " * 40)
+    assert none.height < one.height < two.height < long.height
+    margin = np.asarray(long)[: long.height - none.height, -4:]
+    assert (margin == 255).all()  # nothing runs over the edge
 
 
 def test_a_sheet_of_an_image_file(tmp_path: Path) -> None:

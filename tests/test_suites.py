@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,9 @@ def test_a_users_suite_works_and_is_named_by_its_content(tmp_path: Path) -> None
         ("size: 32", "size: 32\ncolour: red", 4, "colour"),
         ("size: 32", "size: &a 32", 3, "anchors"),
         ("size: 32", "size: !!python/name:os.system", 3, "tags"),
-        ("  soft: {", "  clean: {", 6, "name"),
+        *(("  soft: {", f"  {name}: {{", 6, "meaning already") for name in ("clean", "all", "common", "extra", "agn")),
+        ("  soft: {", "  Soft: {", 6, "not a name"),
+        ("[0.1, 0.2, 0.3, 0.4, 0.5]", "[0.1, 0.2, -0.3, 0.4, 0.5]", 5, "not a number from 0 to"),
         ("family: blur, ", "family: blur, extra: 1, ", 6, "true nor false"),
     ],
 )
@@ -139,12 +142,27 @@ def test_a_suite_with_a_mistake_is_refused_with_its_line(
     assert what in str(caught.value)
 
 
-def test_constants_that_a_kernel_cannot_run_with_are_found_before_the_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("corruption", "constant", "value"),
+    [
+        *(("gaussian_noise", "std", -0.1), ("speckle_noise", "std", -0.1), ("shot_noise", "photons", 0)),
+        *(("impulse_noise", "amount", -0.1), ("impulse_noise", "amount", 1.1)),
+        *(("gaussian_blur", "sigma", -1), ("defocus_blur", "radius", -1), ("zoom_blur", "step", 0)),
+        *(("glass_blur", "max_delta", -1), ("glass_blur", "max_delta", 0), ("glass_blur", "iterations", -1)),
+        *(("snow", "zoom", 0.5), ("snow", "mix", 2), ("fog", "amount", -1), ("fog", "wibble", 0)),
+        *(("jpeg_compression", "quality", 0), ("jpeg_compression", "quality", 96), ("pixelate", "factor", 1.5)),
+        # Sound for larger images only.
+        *(("glass_blur", "max_delta", 16), ("pixelate", "factor", 0.01), ("defocus_blur", "radius", 40)),
+    ],
+)
+def test_constants_without_sense_are_found_before_the_work(
+    tmp_path: Path, corruption: str, constant: str, value: float
+) -> None:
+    one = load_suite("cifar10-c")[corruption]
+    line = {"kernel": one.kernel, "family": one.family, **one.constants[0], constant: value}
     path = tmp_path / "mine.yaml"
-    path.write_text(
-        GOOD.replace("blur.gaussian_blur, family: blur, sigma: 1", "blur.zoom_blur, family: blur, max_zoom: 2, step: 0")
-    )
-    with pytest.raises(InputError, match="soft cannot be computed"):
+    path.write_text(f"description: mine\nsize: 32\ncorruptions:\n  mine: {json.dumps(line)}\n")
+    with pytest.raises(InputError, match=r"line 4: corruptions\.mine"):
         load_suite(str(path))
 
 
@@ -225,6 +243,17 @@ class TestEveryCorruption:
             assert made.shape == batch.shape
             assert made.data_ptr() != batch.data_ptr()
         assert torch.equal(batch, before)
+
+    def test_does_not_depend_on_how_images_lie_in_memory(self, name: str, batch: torch.Tensor) -> None:
+        expected = corrupt(batch, name, 3)
+        wide = torch.cat([batch, batch], dim=3)
+        for same in (
+            batch.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+            batch.contiguous(memory_format=torch.channels_last),
+            wide[..., :32],
+        ):
+            assert not same.is_contiguous()
+            assert torch.equal(corrupt(same, name, 3), expected)
 
     def test_is_the_same_for_an_image_alone_and_in_any_company(self, name: str, batch: torch.Tensor) -> None:
         whole = corrupt(batch, name, 5, seed=3)

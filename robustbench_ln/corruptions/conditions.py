@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from robustbench_ln.corruptions.noise import NOISES
-from robustbench_ln.corruptions.suites import SEVERITIES, Suite, constants_folder
+from robustbench_ln.corruptions.suites import GROUPS, SEVERITIES, Suite, constants_folder
 from robustbench_ln.errors import InputError, UsageError, unknown_name
 from robustbench_ln.types import RANGES, Condition
 from robustbench_ln.yaml_files import read_yaml
@@ -129,10 +129,6 @@ def parse_noises(noises: str | Iterable[str], sigma: str | float | Sequence[floa
             )
         requests.append(NoiseRequest(name, sigmas))
     return requests
-
-
-GROUPS = {"all": (False, True), "common": (False,), "extra": (True,)}
-"""What ``--corruption`` takes besides names (every one, those of mCE, the others), and their ``extra``."""
 
 
 def parse_corruptions(corruptions: str | Iterable[str], suite: Suite) -> list[str]:

@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import torch
 from torch import Tensor
 
 from robustbench_ln.corruptions.kernels import blur, color, digital, noise, weather
+from robustbench_ln.corruptions.kernels.constants import LARGEST, Between
 from robustbench_ln.corruptions.kernels.digital import jpeg_compression
 from robustbench_ln.corruptions.kernels.textures import (
     FrostTextures,
@@ -28,6 +29,7 @@ from robustbench_ln.corruptions.kernels.textures import (
     load_textures,
     procedural_textures,
 )
+from robustbench_ln.corruptions.noise import NOISES
 from robustbench_ln.corruptions.rng import ImageRng
 from robustbench_ln.errors import InputError, LnbenchError, UsageError, unknown_name
 from robustbench_ln.numerics import full_float32
@@ -35,12 +37,14 @@ from robustbench_ln.yaml_files import YamlFile, read_yaml
 
 SEVERITIES = (1, 2, 3, 4, 5)
 FAMILIES = ("noise", "blur", "weather", "digital")
+GROUPS = {"all": (False, True), "common": (False,), "extra": (True,)}
+"""What ``--corruption`` takes besides names (every one, those of mCE, the others), and their ``extra``."""
 PARITY_QUALITY = 85  # of the JPEG files of ImageNet-C
 
 _MODULES = {"noise": noise, "blur": blur, "weather": weather, "color": color, "digital": digital}
 _SUPPLIED = ("images", "rng", "textures")  # what a kernel is given besides the constants of its line
 _ATTRIBUTES = ("kernel", "family", "extra")
-_LARGEST = 1e4  # of a constant: a radius of a million pixels would fill the memory
+_TAKEN = ("clean", *GROUPS, *NOISES)  # names that mean something else in requests and results
 
 Constants = Mapping[str, float | int | bool]
 
@@ -120,8 +124,8 @@ def load_suite(name: str) -> Suite:
 
     Raises:
         UsageError: neither a suite nor a file.
-        InputError: a file with unknown keys, wrong counts or types (the line is named), or constants its kernels cannot
-            run with.
+        InputError: a file with unknown keys, wrong counts or types, or constants its kernels cannot run with; the line
+            is named.
     """
     shipped = constants_folder() / f"{name}.yaml"
     if re.fullmatch(r"[\w-]+", name) and shipped.is_file():
@@ -129,8 +133,9 @@ def load_suite(name: str) -> Suite:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml") and not path.exists():
         raise unknown_name("suite", name, [*list_suites(), "FILE.yaml"])
-    suite = _parsed(read_yaml(path), path.stem)
-    _try_out(suite, path)
+    file = read_yaml(path)
+    suite = _parsed(file, path.stem)
+    _try_out(suite, file)
     digest = hashlib.sha256(json.dumps(_content(suite), sort_keys=True).encode()).hexdigest()[:8]
     return Suite(f"{suite.name}@{digest}", suite.size, suite.description, suite.corruptions)
 
@@ -204,6 +209,7 @@ def corrupt(
         return images.clone()
     if indices is None:
         indices = torch.arange(len(images))
+    images = images.contiguous()  # kernels see one memory layout, whatever the caller's
     supplied: dict[str, Any] = {}
     if corruption.is_random:
         supplied["rng"] = ImageRng(seed, name, indices, repeat=repeat, device=images.device)
@@ -248,14 +254,17 @@ def _parsed(file: YamlFile, name: str) -> Suite:
         file.fail((), "not a suite", found=type(content).__name__, hint="keys size, description, corruptions")
     _check_keys(file, (), content, ("size", "description", "corruptions"))
     size = content["size"]
-    if type(size) is not int or not 1 <= size <= _LARGEST:
+    if type(size) is not int or not 1 <= size <= LARGEST:
         file.fail(("size",), "not a number of pixels", found=repr(size), hint="size: 32")
     if not isinstance(content["corruptions"], dict) or not content["corruptions"]:
         file.fail(("corruptions",), "not a table of corruptions", found=repr(content["corruptions"])[:60])
     corruptions = {}
     for key, line in content["corruptions"].items():
         where = ("corruptions", key)
-        if key == "clean" or not re.fullmatch(r"[a-z][a-z0-9_-]*", key):
+        if key in _TAKEN:
+            taken = ", ".join(_TAKEN)
+            file.fail(where, f"{key} has a meaning already", found=repr(key), hint=f"a name that is none of {taken}")
+        if not re.fullmatch(r"[a-z][a-z0-9_-]*", key):
             file.fail(where, "not a name for a corruption", found=repr(key), hint="lower case letters and _")
         corruptions[key] = _corruption(file, where, key, line)
     return Suite(name, size, str(content["description"]), corruptions)
@@ -274,10 +283,7 @@ def _corruption(file: YamlFile, where: tuple[str, ...], name: str, line: Any) ->
         file.fail((*where, "family"), "unknown family", found=repr(line["family"]), hint=", ".join(FAMILIES))
     if not isinstance(line.get("extra", False), bool):
         file.fail((*where, "extra"), "neither true nor false", found=repr(line["extra"]))
-    columns = {
-        key: _five(file, (*where, key), line[key], getattr(one.annotation, "__name__", str(one.annotation)))
-        for key, one in wanted.items()
-    }
+    columns = {key: _five(file, (*where, key), line[key], one.annotation) for key, one in wanted.items()}
     constants = tuple({key: column[i] for key, column in columns.items()} for i in range(len(SEVERITIES)))
     return Corruption(name, kernel, line["family"], line.get("extra", False), constants)
 
@@ -298,17 +304,21 @@ def _check_keys(
         file.fail(where, f"without {' and '.join(missing)}", found=", ".join(line), hint=f"needs {', '.join(known)}")
 
 
-def _five(file: YamlFile, where: tuple[str, ...], value: Any, kind: str) -> list[float | int | bool]:
+def _five(file: YamlFile, where: tuple[str, ...], value: Any, annotation: Any) -> list[float | int | bool]:
     """The values of the five severities; one value goes for all."""
     values = value if isinstance(value, list) else [value] * len(SEVERITIES)
     if len(values) != len(SEVERITIES):
         file.fail(where, "wrong count", found=f"{len(values)} values", hint="one for each of the severities 1 to 5")
+    kind, sound = annotation, Between(-LARGEST)
+    if get_origin(annotation) is Annotated:
+        kind, sound = get_args(annotation)
+    limits = f"from {sound.low:g} to {sound.high:g}"
+    expected = {bool: "true or false", int: f"a whole number {limits}", float: f"a number {limits}"}[kind]
     for one in values:
-        right = {"bool": type(one) is bool, "int": type(one) is int, "float": type(one) in (int, float)}[kind]
-        if not right or not -_LARGEST <= one <= _LARGEST:  # NaN is in no range
-            expected = {"bool": "true or false", "int": "a whole number", "float": "a number"}[kind]
-            file.fail(where, f"not {expected}", found=repr(one), hint=f"{expected}, at most {_LARGEST:g}")
-    return [float(one) if kind == "float" else one for one in values]
+        right = type(one) in ((int, float) if kind is float else (kind,))
+        if not right or not sound.low <= one <= sound.high:  # NaN is in no range
+            file.fail(where, f"not {expected}", found=repr(one), hint=expected)
+    return [float(one) if kind is float else one for one in values]
 
 
 def _content(suite: Suite) -> Any:
@@ -318,19 +328,18 @@ def _content(suite: Suite) -> Any:
     } | {"size": suite.size}
 
 
-def _try_out(suite: Suite, path: Path) -> None:
+def _try_out(suite: Suite, file: YamlFile) -> None:
     """Run every line of a user's suite once: what a kernel cannot compute is found before the work starts."""
     side = min(max(suite.size, 16), 256)
     images = (torch.arange(side * side * 3) % 251).to(torch.uint8).view(1, 3, side, side)
     for name in suite.corruptions:
         for severity in SEVERITIES:
+            problem = f"cannot be computed at severity {severity}"
+            hint = f"other constants than {dict(suite[name].constants[severity - 1])}"
             try:
                 corrupt(images, name, severity, suite=suite)
-            except LnbenchError:
-                raise
+            except LnbenchError as error:
+                file.fail(("corruptions", name), f"{problem}: {error.what}", found=error.found, hint=hint)
             except (ValueError, RuntimeError, IndexError, ArithmeticError, OSError, MemoryError) as error:
-                raise InputError(
-                    f"{path.name}: {name} cannot be computed at severity {severity}",
-                    found=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
-                    hint=f"other constants than {suite.corruptions[name].constants[severity - 1]}",
-                ) from error
+                found = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+                file.fail(("corruptions", name), problem, found=found, hint=hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,7 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from filelock import FileLock, Timeout
+
 from robustbench_ln.errors import ResourceError
+
+log = logging.getLogger("robustbench_ln")
 
 
 @contextmanager
@@ -44,6 +49,31 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
 def leftovers(folder: Path, name: str) -> Iterator[Path]:
     """What a killed :func:`writing` of files called `name`, a glob pattern, left in `folder`."""
     return folder.glob(f".{name}.*.tmp")
+
+
+@contextmanager
+def locked(output: Path, lock_file: Path) -> Iterator[None]:
+    """Have `output` to oneself while the block runs; a second command, which names the same lock file, waits.
+
+    Raises:
+        ResourceError: the lock file cannot be made.
+    """
+    try:
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(lock_file)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("waiting for another lnbench that is writing to %s", output)
+            lock.acquire()
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write to {output}", found=error.strerror or str(error), hint="another --out"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

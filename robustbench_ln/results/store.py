@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from robustbench_ln.errors import InputError, ResourceError, UsageError
-from robustbench_ln.results.files import leftovers, write_bytes
+from robustbench_ln.errors import InputError, UsageError
+from robustbench_ln.results.files import leftovers, locked, write_bytes
 from robustbench_ln.types import Condition, Counts, DataInfo, ModelInfo, ResultRow
 
 log = logging.getLogger("robustbench_ln")
@@ -253,19 +252,7 @@ def open_run(folder: Path | None, manifest: Manifest) -> Iterator[Run]:
         return
     if folder.exists() and not folder.is_dir():
         raise UsageError("--out must be a folder", found=f"a file at {folder}", hint="another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.warning("waiting for another lnbench that is writing to %s", folder)
-            lock.acquire()
-    except OSError as error:
-        raise ResourceError(
-            f"cannot write to {folder}", found=error.strerror or str(error), hint="another --out"
-        ) from error
-    try:
+    with locked(folder, folder / ".lock"):
         path = folder / "run.json"
         for stale in (*leftovers(folder, path.name), *leftovers(folder / "rows", "*.row")):
             stale.unlink(missing_ok=True)
@@ -279,8 +266,6 @@ def open_run(folder: Path | None, manifest: Manifest) -> Iterator[Run]:
             )
         write_bytes(path, manifest.to_json())
         yield FolderRun(folder, manifest)
-    finally:
-        lock.release()
 
 
 def _read_manifest(path: Path) -> Manifest:

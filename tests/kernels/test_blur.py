@@ -176,10 +176,11 @@ def test_glass_draws_are_uniform_and_independent(high):
     assert ((counts - expected) ** 2 / expected).sum() < high**2 + 5 * math.sqrt(2 * high**2)
 
 
-def test_glass_leaves_images_without_an_inside_alone():
-    assert torch.equal(
-        blur.glass_blur(photos(2, 6, 40), streams(2), sigma=0.05, max_delta=3, iterations=2), photos(2, 6, 40)
-    )
+def test_glass_refuses_images_in_which_no_pixel_has_a_turn():
+    constants = {"sigma": 0.05, "max_delta": 3, "iterations": 2}
+    with pytest.raises(InputError, match="too small for glass_blur"):
+        blur.glass_blur(photos(2, 6, 40), streams(2), **constants)
+    assert not torch.equal(blur.glass_blur(photos(2, 7, 40), streams(2), **constants), photos(2, 7, 40))
 
 
 # ---------------------------------------------------------------- motion

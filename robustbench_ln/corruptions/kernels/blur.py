@@ -22,6 +22,7 @@ from scipy import ndimage, sparse
 from torch import Tensor
 from torch.nn import functional as F
 
+from robustbench_ln.corruptions.kernels.constants import Above0, AtLeast0, AtLeast1, Count
 from robustbench_ln.corruptions.kernels.pixels import in_blocks
 from robustbench_ln.corruptions.rng import ImageRng
 from robustbench_ln.errors import InputError
@@ -124,7 +125,7 @@ def _by_planes(images: Tensor, prepare: Callable[[Tensor], Callable[[Tensor], Te
 # ---------------------------------------------------------------- Gaussian
 
 
-def gaussian_blur(images: Tensor, rng: ImageRng | None = None, *, sigma: float) -> Tensor:  # noqa: ARG001
+def gaussian_blur(images: Tensor, rng: ImageRng | None = None, *, sigma: Above0) -> Tensor:  # noqa: ARG001
     """Blur with a Gaussian cut off at four standard deviations; edges are repeated.
 
     Args:
@@ -235,7 +236,7 @@ class _DiskPlan:
     brightens: bool
 
 
-def defocus_blur(images: Tensor, rng: ImageRng | None = None, *, radius: float, alias_blur: float) -> Tensor:  # noqa: ARG001
+def defocus_blur(images: Tensor, rng: ImageRng | None = None, *, radius: AtLeast0, alias_blur: Above0) -> Tensor:  # noqa: ARG001
     """Average over a disk with softened rim; edges are mirrored.
 
     Args:
@@ -406,7 +407,7 @@ def _farthest(weights: Iterable[tuple[int, int, int | float]]) -> int:
 # ---------------------------------------------------------------- glass
 
 
-def glass_blur(images: Tensor, rng: ImageRng, *, sigma: float, max_delta: int, iterations: int) -> Tensor:
+def glass_blur(images: Tensor, rng: ImageRng, *, sigma: Above0, max_delta: Count, iterations: Count) -> Tensor:
     """Blur, let pixels take the colour of random neighbours, blur again.
 
     The original means to swap, but its two sides are views of one array: a pixel takes its neighbour's colour and the
@@ -423,8 +424,18 @@ def glass_blur(images: Tensor, rng: ImageRng, *, sigma: float, max_delta: int, i
 
     Returns: ``(B, C, H, W)`` uint8.
 
+    Raises:
+        InputError: images so small that no pixel has a turn.
+
     Source: ``glass_blur`` in make_cifar_c.py and make_imagenet_c.py.
     """
+    height, width = images.shape[2:]
+    if min(height, width) <= 2 * max_delta:  # no pixel has a turn
+        raise InputError(
+            "images are too small for glass_blur",
+            found=f"{height} x {width} pixels, neighbours up to {max_delta} away",
+            hint=f"at least {2 * max_delta + 1} pixels a side",
+        )
     if not images.numel():
         return images.clone()
 
@@ -479,7 +490,7 @@ def _pairs_below(high: int, rng: ImageRng, *shape: int) -> tuple[Tensor, Tensor]
 _MOTION_BITS = 23  # 8-bit pixels times 23-bit weights stay below 2**31
 
 
-def motion_blur(images: Tensor, rng: ImageRng, *, radius: float, sigma: float) -> Tensor:
+def motion_blur(images: Tensor, rng: ImageRng, *, radius: AtLeast0, sigma: Above0) -> Tensor:
     """Blur along a line at a random angle within 45 degrees of the horizontal.
 
     Args:
@@ -557,7 +568,7 @@ _ZOOM_BITS = 16  # 8-bit pixels times 16-bit weights are whole numbers below 2**
 _ZOOM_COLUMNS = 48  # channels of images worked on at a time
 
 
-def zoom_blur(images: Tensor, rng: ImageRng | None = None, *, max_zoom: float, step: float) -> Tensor:  # noqa: ARG001
+def zoom_blur(images: Tensor, rng: ImageRng | None = None, *, max_zoom: AtLeast1, step: Above0) -> Tensor:  # noqa: ARG001
     """Average the image with enlargements of its middle.
 
     All enlargements are bilinear, so the average is one sparse linear operator, built once for a size and severity.

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustbench_ln.corruptions.kernels.constants import AtLeast0
 from robustbench_ln.corruptions.kernels.pixels import in_blocks
 from robustbench_ln.corruptions.rng import ImageRng
 from robustbench_ln.numerics import divide_
@@ -34,7 +35,7 @@ def brightness(images: Tensor, rng: ImageRng | None = None, *, shift: float) -> 
     return _in_hsv(images, value=lambda v: v.add_(shift).clamp_(0, 1))
 
 
-def saturate(images: Tensor, rng: ImageRng | None = None, *, factor: float, offset: float) -> Tensor:  # noqa: ARG001
+def saturate(images: Tensor, rng: ImageRng | None = None, *, factor: AtLeast0, offset: float) -> Tensor:  # noqa: ARG001
     """Scale and shift the saturation (S) of every pixel in the HSV colour space.
 
     Args:
@@ -49,7 +50,7 @@ def saturate(images: Tensor, rng: ImageRng | None = None, *, factor: float, offs
     return _in_hsv(images, saturation=lambda s: s.mul_(factor).add_(offset).clamp_(0, 1))
 
 
-def contrast(images: Tensor, rng: ImageRng | None = None, *, factor: float) -> Tensor:  # noqa: ARG001
+def contrast(images: Tensor, rng: ImageRng | None = None, *, factor: AtLeast0) -> Tensor:  # noqa: ARG001
     """Pull the values of every image and channel towards their mean.
 
     Args:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from robustbench_ln.corruptions.kernels.constants import Above0, AtLeast0, Quality, Shrinking
 from robustbench_ln.corruptions.kernels.pixels import in_blocks, to_uint8
 from robustbench_ln.corruptions.kernels.smoothing import (
     WEIGHT_BITS,
@@ -35,7 +36,7 @@ _SMALLEST = 3  # pixels; the affine map's three points are a third of the image 
 
 
 def elastic_transform(
-    images: Tensor, rng: ImageRng, *, alpha: float, sigma: float, affine: float, multiplier: float
+    images: Tensor, rng: ImageRng, *, alpha: AtLeast0, sigma: AtLeast0, affine: AtLeast0, multiplier: Above0
 ) -> Tensor:
     """Warp by a random affine map, then displace every pixel along a smooth random field.
 
@@ -264,7 +265,7 @@ def _cell(displacement: Tensor, positions: Tensor, size: int) -> tuple[Tensor, T
 # ---- pixelate ----
 
 
-def pixelate(images: Tensor, rng: ImageRng | None = None, *, factor: float) -> Tensor:  # noqa: ARG001
+def pixelate(images: Tensor, rng: ImageRng | None = None, *, factor: Shrinking) -> Tensor:  # noqa: ARG001
     """Shrink by averaging boxes of pixels, then enlarge by repeating them.
 
     Args:
@@ -384,7 +385,7 @@ def _row_boxes(size: int, smaller: int, device: torch.device) -> tuple[Tensor, T
 # ---- JPEG compression ----
 
 
-def jpeg_compression(images: Tensor, rng: ImageRng | None = None, *, quality: int) -> Tensor:  # noqa: ARG001
+def jpeg_compression(images: Tensor, rng: ImageRng | None = None, *, quality: Quality) -> Tensor:  # noqa: ARG001
     """Write as JPEG and read back, on the CPU wherever the images are.
 
     Args:

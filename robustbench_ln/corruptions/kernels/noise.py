@@ -16,6 +16,7 @@ import torch
 from scipy.special import pdtr
 from torch import Tensor
 
+from robustbench_ln.corruptions.kernels.constants import Above0, AtLeast0, Share
 from robustbench_ln.corruptions.kernels.pixels import in_blocks, normal_deviates, to_uint8
 from robustbench_ln.corruptions.rng import ImageRng
 
@@ -24,7 +25,7 @@ _QUANTILES = 1 << 16
 _SHOT_BITS = 15  # so that a quantile and two 8-bit values fit into one int32
 
 
-def gaussian_noise(images: Tensor, rng: ImageRng, *, std: float) -> Tensor:
+def gaussian_noise(images: Tensor, rng: ImageRng, *, std: AtLeast0) -> Tensor:
     """Add independent Gaussian noise to every value.
 
     Args:
@@ -44,7 +45,7 @@ def gaussian_noise(images: Tensor, rng: ImageRng, *, std: float) -> Tensor:
     return in_blocks(images, rng, kernel, values=_BLOCK)
 
 
-def speckle_noise(images: Tensor, rng: ImageRng, *, std: float) -> Tensor:
+def speckle_noise(images: Tensor, rng: ImageRng, *, std: AtLeast0) -> Tensor:
     """Multiply every value by its own 1 + xi, xi Gaussian.
 
     Args:
@@ -64,7 +65,7 @@ def speckle_noise(images: Tensor, rng: ImageRng, *, std: float) -> Tensor:
     return in_blocks(images, rng, kernel, values=_BLOCK)
 
 
-def shot_noise(images: Tensor, rng: ImageRng, *, photons: float) -> Tensor:
+def shot_noise(images: Tensor, rng: ImageRng, *, photons: Above0) -> Tensor:
     """Replace every value by a count of photons, Poisson distributed.
 
     Args:
@@ -86,7 +87,7 @@ def shot_noise(images: Tensor, rng: ImageRng, *, photons: float) -> Tensor:
     return in_blocks(images, rng, kernel, values=_BLOCK)
 
 
-def impulse_noise(images: Tensor, rng: ImageRng, *, amount: float) -> Tensor:
+def impulse_noise(images: Tensor, rng: ImageRng, *, amount: Share) -> Tensor:
     """Set some values to 0 (pepper) and as many to 255 (salt), each value and channel on its own.
 
     Args:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_ln.corruptions.kernels.blur import one_sided_motion_blur
+from robustbench_ln.corruptions.kernels.constants import Above0, AtLeast0, AtLeast1, Count, Share
 from robustbench_ln.corruptions.kernels.pixels import in_blocks, normal_deviates, to_uint8
 from robustbench_ln.corruptions.kernels.smoothing import WEIGHT_BITS, Slabs, gaussian_slabs
 from robustbench_ln.corruptions.kernels.textures import FrostTextures, scaled_atlas
@@ -66,12 +67,12 @@ def snow(
     rng: ImageRng,
     *,
     loc: float,
-    scale: float,
-    zoom: float,
+    scale: AtLeast0,
+    zoom: AtLeast1,
     threshold: float,
-    radius: float,
-    sigma: float,
-    mix: float,
+    radius: AtLeast0,
+    sigma: Above0,
+    mix: Share,
 ) -> Tensor:
     """Falling snow in front of a whitened scene.
 
@@ -146,9 +147,9 @@ def frost(
     images: Tensor,
     rng: ImageRng,
     *,
-    image_weight: float,
-    frost_weight: float,
-    texture_scale: float,
+    image_weight: AtLeast0,
+    frost_weight: AtLeast0,
+    texture_scale: Above0,
     textures: FrostTextures,
 ) -> Tensor:
     """A frosted window: a random piece of a random texture on top of the image.
@@ -194,7 +195,7 @@ def _blend_table(image_weight: float, frost_weight: float, device: torch.device)
 # ---- fog ----
 
 
-def fog(images: Tensor, rng: ImageRng, *, amount: float, wibble: float, map_size: int) -> Tensor:
+def fog(images: Tensor, rng: ImageRng, *, amount: AtLeast0, wibble: Above0, map_size: Count) -> Tensor:
     """Fog of uneven thickness, a plasma fractal.
 
     Args:
@@ -286,7 +287,15 @@ def _plus_rolled(values: Tensor, others: Tensor, shift: int, dim: int) -> Tensor
 
 
 def spatter(
-    images: Tensor, rng: ImageRng, *, loc: float, std: float, sigma: float, threshold: float, mix: float, mud: bool
+    images: Tensor,
+    rng: ImageRng,
+    *,
+    loc: float,
+    std: AtLeast0,
+    sigma: AtLeast0,
+    threshold: float,
+    mix: AtLeast0,
+    mud: bool,
 ) -> Tensor:
     """Drops of water, or splashes of mud, on the lens.
 
