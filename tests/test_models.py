@@ -215,6 +215,8 @@ def factories(here: Path) -> Iterator[str]:
         "def leaves(): raise SystemExit(0)\n"
         "def state(): return Tiny().state_dict()\n"
         "def features(): return torch.nn.Conv2d(3, 8, 3)\n"
+        "layers = torch.nn.Flatten, torch.nn.LazyBatchNorm1d, lambda: torch.nn.LazyLinear(5)\n"
+        "def lazy(): return torch.nn.Sequential(*(layer() for layer in layers))\n"
         "answer = 42\n"
     )
     (here / "broken_nets.py").write_text("import absent_module\n")
@@ -261,6 +263,24 @@ def test_what_a_factory_prints_stays_off_stdout(here: Path, capsys: pytest.Captu
 def test_a_factory_that_fails_is_an_input_error(name: str, words: str, factories: str) -> None:
     with pytest.raises(InputError, match=words):
         load_model(f"python:{name}")
+
+
+def test_a_network_of_lazy_layers_that_saw_no_image_is_an_input_error(
+    factories: str, net: nn.Module, here: Path
+) -> None:
+    words = r"lazy layers without a shape\nfound: 6 parameters and buffers .* first 1\.weight\n"
+    factory = f"{factories}:lazy"
+    lazy = build_network(factory, num_classes=5)
+    with pytest.raises(InputError, match=words):
+        load_model(f"python:{factory}")
+    with pytest.raises(InputError, match=words):
+        load_model(saved(here, net.state_dict()), arch=factory)
+    with pytest.raises(InputError, match=words):
+        load_model(saved(here, lazy), trust=True)
+    with pytest.raises(InputError, match=words):
+        wrap_module(lazy)
+    lazy(images())
+    assert wrap_module(lazy).num_classes == 5
 
 
 @pytest.mark.parametrize("name", ["", "their_nets", ":make", "their_nets:", "their nets:make", "a..b:make"])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from robustbench_ln.errors import InputError, LnbenchError
 from robustbench_ln.models.dialects import find_wrapper
@@ -115,8 +116,9 @@ def ready(
         num_classes: number of logits; None for a network of the user's code, which has to be run to know it.
 
     Raises:
-        InputError: it does not turn images into logits.
+        InputError: it does not turn images into logits, or lazy layers of it have no shape yet.
     """
+    check_initialised(network, source)
     network = network.cpu().float().eval().requires_grad_(False)
     warnings: tuple[str, ...] = ()
     code = ""
@@ -144,6 +146,17 @@ def ready(
         code=code,
         warnings=warnings,
     )
+
+
+def check_initialised(network: nn.Module, source: str) -> None:
+    """Raise InputError for a network with lazy layers that have not seen an image, and so have no weights."""
+    lazy = [name for name, value in tensors_of(network).items() if is_lazy(value)]
+    if lazy:
+        raise InputError(
+            f"{source} has lazy layers without a shape",
+            found=f"{len(lazy)} parameters and buffers that are not initialised, first {lazy[0]}",
+            hint="a network that has seen an image once: network(torch.zeros(1, 3, 32, 32)) before it is returned",
+        )
 
 
 _SIZES = (32, 224, 64, 299, 96, 28, 128, 160, 192, 256, 384)

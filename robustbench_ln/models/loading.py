@@ -26,7 +26,7 @@ from robustbench_ln.models.architectures import (
 from robustbench_ln.models.checkpoint import Checkpoint
 from robustbench_ln.models.dialects import candidates
 from robustbench_ln.models.imports import build_with, find_factory
-from robustbench_ln.models.loaded import LoadedModel, ready
+from robustbench_ln.models.loaded import LoadedModel, check_initialised, ready
 from robustbench_ln.models.programs import Program
 from robustbench_ln.models.reading import read_checkpoint
 from robustbench_ln.models.recognition import differences, fitting, nearest, with_norms
@@ -262,6 +262,7 @@ def _from_factory(
     """The user's network with the weights of the file."""
     assumed = num_classes or found[0].metadata.get("num_classes") or 10
     network = _build_seeded(name, factory, assumed)
+    check_initialised(network, name)
     expected = shapes_of(network.state_dict())
     for one in found:
         rows = _output_rows(expected, as_batchnorm(expected, shapes_of(one.tensors)), assumed)
@@ -344,9 +345,10 @@ def wrap_module(network: nn.Module) -> LoadedModel:
     """A module that Python code passes instead of a name; a copy of it is taken, so that it stays as it is.
 
     Raises:
-        InputError: it does not turn images into logits.
+        InputError: as `ready`.
     """
     name = type(network).__name__
+    check_initialised(network, name)  # what it refuses cannot be copied
     return ready(copy.deepcopy(network), name, name, None, arch=name, recognised="module")
 
 
