@@ -770,6 +770,23 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: saved_bytes({**WEIGHTS, "m": torch.ones(3, device="meta")}),
         "m has a shape but no values",
     ),
+    **{
+        f"{dtype} weights": (
+            lambda dtype=dtype: saved_bytes(
+                {
+                    key: value.to(dtype) if "layer2.0.conv1" in key else value
+                    for key, value in network_of("resnet20").state_dict().items()
+                }
+            ),
+            f"layer2.0.conv1.weight is {str(dtype).removeprefix('torch.')}, {cause}",
+        )
+        for dtype, cause in {
+            torch.int8: "as quantised weights are",
+            torch.int64: "as quantised weights are",
+            torch.bool: "as quantised weights are",
+            torch.complex64: "complex numbers",
+        }.items()
+    },
     "a small file of huge tensors": (
         lambda: saved_bytes({"linear.weight": torch.ones(1, dtype=torch.half).expand(10**9, 64)}),
         "claims more numbers than the file holds",

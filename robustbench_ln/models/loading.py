@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustbench_ln.errors import InputError, UsageError, unknown_name
 from robustbench_ln.models.architectures import (
@@ -301,12 +301,30 @@ def _filled(network: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, tupl
         return None
     network, warnings = with_norms(network, form, shapes, checkpoint.metadata)
     own = network.state_dict()
+    _check_kinds(own, tensors)
     # Old files lack num_batches_tracked, which nothing in eval() reads.
     state = OrderedDict((key, tensors.get(key, torch.zeros_like(value))) for key, value in own.items())
     # Versions of the modules, which some modules ask for.
     state._metadata = own._metadata  # type: ignore[attr-defined]
     network.load_state_dict(state)
     return network, warnings
+
+
+def _check_kinds(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse numbers that floating-point weights cannot hold: copying them would drop a scale or an imaginary part."""
+    for key, value in tensors.items():
+        if key in own and own[key].is_floating_point() and not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            cause = (
+                "complex numbers, which would lose their imaginary part"
+                if value.is_complex()
+                else "as quantised weights are, whose scale is lost"
+            )
+            raise InputError(
+                "checkpoint has other numbers than the floating-point ones of its network",
+                found=f"{key} is {kind}, {cause}",
+                hint="the float state dict: of the network before it was quantised, or of real numbers",
+            )
 
 
 def _does_not_fit(arch: str, expected: Shapes, found: Shapes) -> InputError:
