@@ -217,6 +217,16 @@ def converted(state: State, dtype: torch.dtype) -> State:
     return {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
 
 
+def with_counters(state: State) -> State:
+    """As thop.profile registers them beside the weights of every layer."""
+    counters = {
+        f"{key.rpartition('.')[0]}.{name}": torch.ones(1, dtype=torch.float64)
+        for key in state
+        for name in ("total_ops", "total_params")
+    }
+    return {**counters, **state}
+
+
 def functional(state: State, *, statistics: bool | None = None) -> State:
     """As a network is saved that is a function of a dictionary: convolutions have no `weight`."""
     return {
@@ -367,6 +377,14 @@ CASES: dict[str, Case] = {
     ),
     "other things between the weights": Case(
         of_state(lambda s: {**s, "epoch": 3, "classes": ["a"], "best": 0.5, 7: None}), "demo-net"
+    ),
+    "counters of thop": Case(
+        of_state(lambda s: {"net": {**with_counters(s), "total_ops": torch.zeros(1, dtype=torch.float64)}}),
+        container="net",
+        said="left out are 79 counters of thop (total_ops, total_params)",
+    ),
+    "counters of thop in DataParallel": Case(
+        of_state(lambda s: prefixed(with_counters(s), "module.")), "demo-net", prefixes=("module.",), said="of thop"
     ),
     # Prefixes
     **{
