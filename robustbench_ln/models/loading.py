@@ -41,6 +41,7 @@ class _Request:
     trust: bool = False
     ema: bool | None = None
     num_classes: int | None = None
+    image_size: Callable[[], tuple[int, int]] | None = None
 
 
 def load_model(
@@ -50,6 +51,7 @@ def load_model(
     trust: bool = False,
     ema: bool | None = None,
     num_classes: int | None = None,
+    image_size: Callable[[], tuple[int, int]] | None = None,
 ) -> LoadedModel:
     """Load a model from whatever names it.
 
@@ -63,6 +65,8 @@ def load_model(
         ema: take the averaged copy of the weights (EMA, SWA) of a file, or, if False, the plain one; None takes the
             plain one where there are both.
         num_classes: passed to factories that take it; otherwise the weights say it.
+        image_size: gives height and width of the images, for networks of the user's code that take none of the usual
+            sizes; asked only then.
 
     Raises:
         UsageError: a kind of model, a name or an architecture that is not known.
@@ -72,7 +76,7 @@ def load_model(
     """
     if arch is not None:
         _factory(arch)  # a wrong name is an error before anything is read
-    request = _Request(arch, trust, ema, num_classes)
+    request = _Request(arch, trust, ema, num_classes, image_size)
     scheme, colon, name = spec.partition(":")
     # One letter is a Windows drive; and a file may have a colon in its name.
     if not colon or not re.fullmatch(r"[A-Za-z][\w+-]+", scheme) or Path(spec).exists():
@@ -99,7 +103,7 @@ _DEMO = Path(__file__).with_name("demo")
 
 def _load_python(spec: str, name: str, request: _Request) -> LoadedModel:
     network = _build_seeded(name, find_factory(name), request.num_classes)
-    return ready(network, spec, spec, None, arch=name, recognised="factory")
+    return ready(network, spec, spec, None, arch=name, recognised="factory", image_size=request.image_size)
 
 
 SOURCES: dict[str, Callable[[str, str, _Request], LoadedModel]] = {
@@ -132,6 +136,7 @@ def _load_file(path: Path, spec: str, request: _Request) -> LoadedModel:
         arch=built.arch,
         recognised=built.recognised,
         num_classes=built.num_classes,
+        image_size=request.image_size,
     )
     mean, std, preprocessing = _preprocessing(checkpoint, model)
     return replace(
@@ -359,15 +364,24 @@ def _fits_nothing(path: Path, shapes: Shapes) -> InputError:
     return InputError(what, found=found, hint=f"--arch NAME, {_OWN}")
 
 
-def wrap_module(network: nn.Module) -> LoadedModel:
+def names_zoo(spec: str) -> bool:
+    """Whether a model comes from a zoo, which says what size it wants images in."""
+    return spec.partition(":")[0] in ("torchvision", "timm", "hf-hub")
+
+
+def wrap_module(network: nn.Module, *, image_size: Callable[[], tuple[int, int]] | None = None) -> LoadedModel:
     """A module that Python code passes instead of a name; a copy of it is taken, so that it stays as it is.
+
+    Args:
+        network: any module that turns images into logits.
+        image_size: as of `load_model`.
 
     Raises:
         InputError: as `ready`.
     """
     name = type(network).__name__
     check_initialised(network, name)  # what it refuses cannot be copied
-    return ready(copy.deepcopy(network), name, name, None, arch=name, recognised="module")
+    return ready(copy.deepcopy(network), name, name, None, arch=name, recognised="module", image_size=image_size)
 
 
 def build_network(arch: str, *, num_classes: int) -> nn.Module:
