@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,7 @@ from robustbench_ln.models import (
     wrap_module,
 )
 from robustbench_ln.models.imports import one_line
+from robustbench_ln.models.loading import names_zoo
 from robustbench_ln.norms import NetworkNorms, choose_modes, frozen_state, parse_mode
 from robustbench_ln.norms.modes import Schedule, schedule
 from robustbench_ln.results import Manifest, row_key
@@ -177,22 +179,35 @@ def plan_run(
     requested = [model] if isinstance(model, str | nn.Module) else list(model)
     if not requested:
         raise UsageError("no model was named", hint="--model demo:bn")
-    loaded = [
-        load_model(one, arch=arch, trust=trust, ema=ema) if isinstance(one, str) else wrap_module(one)
-        for one in requested
-    ]
-    zoo = next((one.geometry for one in loaded if one.geometry), None) if resize is None and crop is None else None
-    dataset = (
-        data
-        if isinstance(data, Dataset)
-        else open_dataset(
+    models: dict[int, LoadedModel] = {}
+
+    @functools.cache
+    def opened() -> Dataset:
+        if isinstance(data, Dataset):
+            return data
+        wanted = (models[i].geometry for i in sorted(models)) if resize is None and crop is None else ()
+        zoo = next(filter(None, wanted), None)
+        return open_dataset(
             data,
             on_bad_image=on_bad_image,
             resize=zoo.resize if zoo else resize,
             crop=zoo.crop if zoo else crop,
             interpolation=zoo.interpolation if zoo and interpolation is None else interpolation,
         )
-    )
+
+    def image_size() -> tuple[int, int]:
+        return opened().image_size
+
+    # A zoo's models first: they decide the size of the images, with which others may have to be run.
+    zoo_first = sorted(enumerate(requested), key=lambda item: not (isinstance(item[1], str) and names_zoo(item[1])))
+    for i, given in zoo_first:
+        models[i] = (
+            load_model(given, arch=arch, trust=trust, ema=ema, image_size=image_size)
+            if isinstance(given, str)
+            else wrap_module(given, image_size=image_size)
+        )
+    loaded = [models[i] for i in sorted(models)]
+    dataset = opened()
     order = visiting_order(seed, len(dataset))
     warnings = list(dataset.warnings)
     made = degradations.for_images(dataset.image_size)

@@ -168,7 +168,7 @@ def _main(argv: list[str]) -> None:
     data = open_dataset(given.data, split="train")
     torch.manual_seed(given.seed)
     if given.model:
-        loaded = load_model(given.model)
+        loaded = load_model(given.model, image_size=lambda: data.image_size)
         network, arch = loaded.network, loaded.arch
         if loaded.mean is None:
             indices = torch.arange(0, len(data), max(1, len(data) // 512))[:512].numpy()

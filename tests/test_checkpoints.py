@@ -217,6 +217,16 @@ def converted(state: State, dtype: torch.dtype) -> State:
     return {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
 
 
+def with_counters(state: State) -> State:
+    """As thop.profile registers them beside the weights of every layer."""
+    counters = {
+        f"{key.rpartition('.')[0]}.{name}": torch.ones(1, dtype=torch.float64)
+        for key in state
+        for name in ("total_ops", "total_params")
+    }
+    return {**counters, **state}
+
+
 def functional(state: State, *, statistics: bool | None = None) -> State:
     """As a network is saved that is a function of a dictionary: convolutions have no `weight`."""
     return {
@@ -227,6 +237,7 @@ def functional(state: State, *, statistics: bool | None = None) -> State:
 
 
 OTHER = network_of("resnet20", seed=9)
+OLD_FORM = {"_use_new_zipfile_serialization": False}  # with the source of every module
 OPTIMIZER = {"state": {0: {"momentum_buffer": torch.ones(4, 4)}}, "param_groups": [{"lr": 0.1}]}
 
 
@@ -252,7 +263,7 @@ CASES: dict[str, Case] = {
     ".th": Case(by_torch(name="model.th"), "demo-net"),
     ".bin": Case(by_torch(name="pytorch_model.bin"), "resnet32"),
     ".safetensors": Case(by_safetensors("model.safetensors"), "shufflenet_v2_x0_5", form="safetensors"),
-    ".pth of PyTorch 1.5": Case(by_torch(name="model.pth", _use_new_zipfile_serialization=False), "resnet32"),
+    ".pth of PyTorch 1.5": Case(by_torch(name="model.pth", **OLD_FORM), "resnet32"),
     "safetensors called .pt": Case(by_safetensors("model.pt"), "demo-net", form="safetensors"),
     "torch.save called .safetensors": Case(by_torch(name="model.safetensors"), "demo-net"),
     "no suffix": Case(by_torch(name="checkpoint-90"), "demo-net"),
@@ -360,8 +371,20 @@ CASES: dict[str, Case] = {
         ),
         container="model",
     ),
+    "a module beside the weights, of PyTorch 1.5": Case(
+        by_torch(lambda n: {"state_dict": n.state_dict(), "obj": nn.Linear(2, 2)}, **OLD_FORM),
+        container="state_dict",
+    ),
     "other things between the weights": Case(
         of_state(lambda s: {**s, "epoch": 3, "classes": ["a"], "best": 0.5, 7: None}), "demo-net"
+    ),
+    "counters of thop": Case(
+        of_state(lambda s: {"net": {**with_counters(s), "total_ops": torch.zeros(1, dtype=torch.float64)}}),
+        container="net",
+        said="left out are 79 counters of thop (total_ops, total_params)",
+    ),
+    "counters of thop in DataParallel": Case(
+        of_state(lambda s: prefixed(with_counters(s), "module.")), "demo-net", prefixes=("module.",), said="of thop"
     ),
     # Prefixes
     **{
@@ -702,7 +725,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "truncated zip": (lambda: saved_bytes(WEIGHTS)[:-2000], "zip archive that is cut short"),
     "damaged zip": (lambda: _with_a_flipped_byte(saved_bytes(WEIGHTS)), "checksum"),
     "truncated legacy file": (
-        lambda: saved_bytes(WEIGHTS, _use_new_zipfile_serialization=False)[:-2000],
+        lambda: saved_bytes(WEIGHTS, **OLD_FORM)[:-2000],
         "cut short",
     ),
     "truncated safetensors": (lambda: safetensors.torch.save(WEIGHTS)[:-2000], "cut short"),
@@ -765,6 +788,23 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: saved_bytes({**WEIGHTS, "m": torch.ones(3, device="meta")}),
         "m has a shape but no values",
     ),
+    **{
+        f"{dtype} weights": (
+            lambda dtype=dtype: saved_bytes(
+                {
+                    key: value.to(dtype) if "layer2.0.conv1" in key else value
+                    for key, value in network_of("resnet20").state_dict().items()
+                }
+            ),
+            f"layer2.0.conv1.weight is {str(dtype).removeprefix('torch.')}, {cause}",
+        )
+        for dtype, cause in {
+            torch.int8: "as quantised weights are",
+            torch.int64: "as quantised weights are",
+            torch.bool: "as quantised weights are",
+            torch.complex64: "complex numbers",
+        }.items()
+    },
     "a small file of huge tensors": (
         lambda: saved_bytes({"linear.weight": torch.ones(1, dtype=torch.half).expand(10**9, 64)}),
         "claims more numbers than the file holds",
@@ -777,6 +817,11 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 UNTRUSTED: dict[str, tuple[Callable[[], bytes], str]] = {
     "whole module": (lambda: saved_bytes(Tiny()), "whole module, which can run code when read"),
     "whole module in a container": (lambda: saved_bytes({"model": Tiny(), "epoch": 3}), "it needs tests.networks.Tiny"),
+    "whole module of old form": (lambda: saved_bytes(Tiny(), **OLD_FORM), "whole module, which can run code when read"),
+    "whole module of old form in a container": (
+        lambda: saved_bytes({"model": Tiny(), "epoch": 3}, **OLD_FORM),
+        "it needs tests.networks.Tiny",
+    ),
     "one process's part of a network": (lambda: saved_bytes({"a.weight": DTensor()}), "one process"),
 }
 
@@ -809,6 +854,7 @@ def test_what_is_no_checkpoint_is_refused_with_the_likely_cause(case: str, trust
     assert cause in error.found
 
 
+@pytest.mark.filterwarnings("error::torch.serialization.SourceChangeWarning")
 @pytest.mark.parametrize("case", UNTRUSTED)
 def test_what_can_run_code_is_refused_without_trust(case: str, tmp_path: Path) -> None:
     make, cause = UNTRUSTED[case]

@@ -8,6 +8,7 @@ import inspect
 import sys
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from robustbench_ln import models
+from robustbench_ln.data import ArrayDataset
 from robustbench_ln.errors import InputError, ResourceError, UsageError
 from robustbench_ln.models import (
     ARCHITECTURES,
     PREPROCESSINGS,
     Classifier,
+    LoadedModel,
     build_network,
     choose_preprocessing,
     load_model,
@@ -30,6 +33,8 @@ from robustbench_ln.models import (
     state_sha256,
     wrap_module,
 )
+from robustbench_ln.models.loaded import Geometry, ready
+from robustbench_ln.models.loading import SOURCES
 from robustbench_ln.models.recognition import fitting
 from robustbench_ln.norms import convert_to_localnorm
 from robustbench_ln.planning import plan_run
@@ -215,6 +220,11 @@ def factories(here: Path) -> Iterator[str]:
         "def leaves(): raise SystemExit(0)\n"
         "def state(): return Tiny().state_dict()\n"
         "def features(): return torch.nn.Conv2d(3, 8, 3)\n"
+        "layers = torch.nn.Flatten, torch.nn.LazyBatchNorm1d, lambda: torch.nn.LazyLinear(5)\n"
+        "def lazy(): return torch.nn.Sequential(*(layer() for layer in layers))\n"
+        "def flat(height, width):\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * height * width, 10))\n"
+        "def fixed(): return flat(40, 40)\n"
         "answer = 42\n"
     )
     (here / "broken_nets.py").write_text("import absent_module\n")
@@ -261,6 +271,66 @@ def test_what_a_factory_prints_stays_off_stdout(here: Path, capsys: pytest.Captu
 def test_a_factory_that_fails_is_an_input_error(name: str, words: str, factories: str) -> None:
     with pytest.raises(InputError, match=words):
         load_model(f"python:{name}")
+
+
+def test_a_network_of_lazy_layers_that_saw_no_image_is_an_input_error(
+    factories: str, net: nn.Module, here: Path
+) -> None:
+    words = r"lazy layers without a shape\nfound: 6 parameters and buffers .* first 1\.weight\n"
+    factory = f"{factories}:lazy"
+    lazy = build_network(factory, num_classes=5)
+    with pytest.raises(InputError, match=words):
+        load_model(f"python:{factory}")
+    with pytest.raises(InputError, match=words):
+        load_model(saved(here, net.state_dict()), arch=factory)
+    with pytest.raises(InputError, match=words):
+        load_model(saved(here, lazy), trust=True)
+    with pytest.raises(InputError, match=words):
+        wrap_module(lazy)
+    lazy(images())
+    assert wrap_module(lazy).num_classes == 5
+
+
+def test_a_network_of_an_unusual_size_is_run_on_images_of_the_data(factories: str, here: Path) -> None:
+    name = f"{factories}:fixed"
+    with pytest.raises(InputError, match="does not turn images"):
+        load_model(f"python:{name}")
+    assert load_model(f"python:{name}", image_size=lambda: (40, 40)).num_classes == 10
+    file = saved(here, build_network(name, num_classes=10).state_dict())
+    plan = plan_run([f"python:{name}", file], toy_data(size=40), arch=name)
+    assert [model.info.num_classes for model in plan.models] == [10, 10]
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 20, 10))
+    data = ArrayDataset(np.zeros((20, 64, 20, 3), np.uint8), np.arange(20) % 10, classes=tuple("abcdefghij"))
+    assert plan_run(wide, data).manifest.data.image_size == (64, 20)
+    with pytest.raises(InputError, match="does not turn images"):
+        plan_run(wide, toy_data(size=40))
+
+
+def test_the_size_of_the_data_is_not_asked_for_where_a_usual_one_does(factories: str) -> None:
+    def image_size() -> tuple[int, int]:
+        raise AssertionError
+
+    first, second = (load_model(f"python:{factories}:make", image_size=size) for size in (None, image_size))
+    assert first.code == second.code
+    with pytest.raises(AssertionError):
+        load_model(f"python:{factories}:fixed", image_size=image_size)
+
+
+def test_images_have_the_size_that_a_zoo_wants_whatever_stands_first(
+    factories: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(spec: str, *_: object) -> LoadedModel:
+        loaded = ready(lively(Tiny(10)), spec, spec, None, arch="tiny", recognised="zoo", num_classes=10)
+        return replace(loaded, geometry=Geometry(40, 40, "bilinear"))
+
+    monkeypatch.setitem(SOURCES, "timm", load)
+    for label in "ab":
+        (here / "data" / label).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (50, 60), (60 * i, 0, 0)).save(here / "data" / label / f"{i}.png")
+    plan = plan_run([f"python:{factories}:fixed", "timm:tiny"], "imagefolder:data")
+    assert [model.info.source for model in plan.models] == [f"python:{factories}:fixed", "timm:tiny"]
+    assert plan.dataset.image_size == (40, 40)
 
 
 @pytest.mark.parametrize("name", ["", "their_nets", ":make", "their_nets:", "their nets:make", "a..b:make"])

@@ -163,6 +163,26 @@ def open_container(checkpoint: Checkpoint) -> Checkpoint:
     )
 
 
+_COUNTERS = re.compile(r"(?:.*\.)?total_(?:ops|params)")
+
+
+def drop_counters(checkpoint: Checkpoint) -> Checkpoint:
+    """``layer1.0.conv1.total_ops``: what thop.profile registers in layers to count in, and may leave there.
+
+    Source: https://github.com/Lyken17/pytorch-OpCounter, thop/profile.py.
+    """
+    counters = [
+        key
+        for key, value in checkpoint.tensors.items()
+        if isinstance(key, str) and isinstance(value, Tensor) and value.numel() == 1 and _COUNTERS.fullmatch(key)
+    ]
+    if not counters:
+        return checkpoint
+    rest = {key: value for key, value in checkpoint.tensors.items() if key not in set(counters)}
+    warning = f"left out are {len(counters)} counters of thop (total_ops, total_params)"
+    return replace(checkpoint, tensors=rest, warnings=(*checkpoint.warnings, warning))
+
+
 def keep_float32_tensors(checkpoint: Checkpoint) -> Checkpoint:
     """Step counters, class names and ``None`` go; half, bfloat16 and double precision become float32."""
     tensors = {
@@ -291,6 +311,7 @@ DIALECTS: tuple[Dialect, ...] = (
     read_own_metadata,
     join_statistics,
     open_container,
+    drop_counters,
     keep_float32_tensors,
     read_average,
     take_wrapper,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from robustbench_ln.errors import InputError, LnbenchError
 from robustbench_ln.models.dialects import find_wrapper
@@ -102,6 +103,7 @@ def ready(
     arch: str,
     recognised: str,
     num_classes: int | None = None,
+    image_size: Callable[[], tuple[int, int]] | None = None,
 ) -> LoadedModel:
     """The record of a network, which is brought into the state that evaluation wants.
 
@@ -113,15 +115,17 @@ def ready(
         arch: architecture name.
         recognised: how it was found.
         num_classes: number of logits; None for a network of the user's code, which has to be run to know it.
+        image_size: gives height and width to run it with where it takes none of the usual sizes; asked only then.
 
     Raises:
-        InputError: it does not turn images into logits.
+        InputError: it does not turn images into logits, or lazy layers of it have no shape yet.
     """
+    check_initialised(network, source)
     network = network.cpu().float().eval().requires_grad_(False)
     warnings: tuple[str, ...] = ()
     code = ""
     if num_classes is None:
-        num_classes, size, warnings = _try_out(network, source)
+        num_classes, size, warnings = _try_out(network, source, image_size)
         code = "" if isinstance(network, Program) else _code_sha256(network, size)
     state = network.state_dict()
     broken = [key for key, value in state.items() if not value.isfinite().all()]
@@ -146,21 +150,42 @@ def ready(
     )
 
 
+def check_initialised(network: nn.Module, source: str) -> None:
+    """Raise InputError for a network with lazy layers that have not seen an image, and so have no weights."""
+    lazy = [name for name, value in tensors_of(network).items() if is_lazy(value)]
+    if lazy:
+        raise InputError(
+            f"{source} has lazy layers without a shape",
+            found=f"{len(lazy)} parameters and buffers that are not initialised, first {lazy[0]}",
+            hint="a network that has seen an image once: network(torch.zeros(1, 3, 32, 32)) before it is returned",
+        )
+
+
 _SIZES = (32, 224, 64, 299, 96, 28, 128, 160, 192, 256, 384)
 
 
-@torch.no_grad()
-def _try_out(network: nn.Module, source: str) -> tuple[int, tuple[int, int], tuple[str, ...]]:
-    """Number of logits, by a forward pass at the first usual image size that it takes; that size; and warnings."""
-    failure = ""
-    sizes = [(size, size) for size in _SIZES]
+def _sizes(network: nn.Module, image_size: Callable[[], tuple[int, int]] | None) -> Iterator[tuple[int, int]]:
+    """Heights and widths to try. That of the data comes last, so that a network has one identity with all data."""
     if isinstance(network, Program) and network.image_size:
-        sizes = [network.image_size]
-    for size in sizes:
+        yield network.image_size
+        return
+    yield from ((size, size) for size in _SIZES)
+    if image_size is not None:
+        yield image_size()
+
+
+@torch.no_grad()
+def _try_out(
+    network: nn.Module, source: str, image_size: Callable[[], tuple[int, int]] | None
+) -> tuple[int, tuple[int, int], tuple[str, ...]]:
+    """Number of logits, by a forward pass at the first image size that it takes; that size; and warnings."""
+    failure = ""
+    for size in _sizes(network, image_size):
         try:
             logits = _logits_of_two(network, size)
         except Exception as error:  # the user's code ran
-            failure = failure or (error.found if isinstance(error, LnbenchError) else one_line(error))
+            why = error.found if isinstance(error, LnbenchError) else one_line(error)
+            failure = failure or f"{size[0]} x {size[1]} pixels: {why}"
             continue
         if isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 2:
             return logits.shape[1], size, _look_like_probabilities(logits)
@@ -169,7 +194,7 @@ def _try_out(network: nn.Module, source: str) -> tuple[int, tuple[int, int], tup
     raise InputError(
         f"{source} does not turn images (B, 3, H, W) into logits (B, classes)",
         found=failure,
-        hint="a network that returns logits only",
+        hint="a network that returns logits only; for one of a fixed size, data of that size (--resize, --crop)",
     )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustbench_ln.errors import InputError, UsageError, unknown_name
 from robustbench_ln.models.architectures import (
@@ -26,7 +26,7 @@ from robustbench_ln.models.architectures import (
 from robustbench_ln.models.checkpoint import Checkpoint
 from robustbench_ln.models.dialects import candidates
 from robustbench_ln.models.imports import build_with, find_factory
-from robustbench_ln.models.loaded import LoadedModel, ready
+from robustbench_ln.models.loaded import LoadedModel, check_initialised, ready
 from robustbench_ln.models.programs import Program
 from robustbench_ln.models.reading import read_checkpoint
 from robustbench_ln.models.recognition import differences, fitting, nearest, with_norms
@@ -41,6 +41,7 @@ class _Request:
     trust: bool = False
     ema: bool | None = None
     num_classes: int | None = None
+    image_size: Callable[[], tuple[int, int]] | None = None
 
 
 def load_model(
@@ -50,6 +51,7 @@ def load_model(
     trust: bool = False,
     ema: bool | None = None,
     num_classes: int | None = None,
+    image_size: Callable[[], tuple[int, int]] | None = None,
 ) -> LoadedModel:
     """Load a model from whatever names it.
 
@@ -63,6 +65,8 @@ def load_model(
         ema: take the averaged copy of the weights (EMA, SWA) of a file, or, if False, the plain one; None takes the
             plain one where there are both.
         num_classes: passed to factories that take it; otherwise the weights say it.
+        image_size: gives height and width of the images, for networks of the user's code that take none of the usual
+            sizes; asked only then.
 
     Raises:
         UsageError: a kind of model, a name or an architecture that is not known.
@@ -72,7 +76,7 @@ def load_model(
     """
     if arch is not None:
         _factory(arch)  # a wrong name is an error before anything is read
-    request = _Request(arch, trust, ema, num_classes)
+    request = _Request(arch, trust, ema, num_classes, image_size)
     scheme, colon, name = spec.partition(":")
     # One letter is a Windows drive; and a file may have a colon in its name.
     if not colon or not re.fullmatch(r"[A-Za-z][\w+-]+", scheme) or Path(spec).exists():
@@ -99,7 +103,7 @@ _DEMO = Path(__file__).with_name("demo")
 
 def _load_python(spec: str, name: str, request: _Request) -> LoadedModel:
     network = _build_seeded(name, find_factory(name), request.num_classes)
-    return ready(network, spec, spec, None, arch=name, recognised="factory")
+    return ready(network, spec, spec, None, arch=name, recognised="factory", image_size=request.image_size)
 
 
 SOURCES: dict[str, Callable[[str, str, _Request], LoadedModel]] = {
@@ -132,6 +136,7 @@ def _load_file(path: Path, spec: str, request: _Request) -> LoadedModel:
         arch=built.arch,
         recognised=built.recognised,
         num_classes=built.num_classes,
+        image_size=request.image_size,
     )
     mean, std, preprocessing = _preprocessing(checkpoint, model)
     return replace(
@@ -262,6 +267,7 @@ def _from_factory(
     """The user's network with the weights of the file."""
     assumed = num_classes or found[0].metadata.get("num_classes") or 10
     network = _build_seeded(name, factory, assumed)
+    check_initialised(network, name)
     expected = shapes_of(network.state_dict())
     for one in found:
         rows = _output_rows(expected, as_batchnorm(expected, shapes_of(one.tensors)), assumed)
@@ -300,12 +306,30 @@ def _filled(network: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, tupl
         return None
     network, warnings = with_norms(network, form, shapes, checkpoint.metadata)
     own = network.state_dict()
+    _check_kinds(own, tensors)
     # Old files lack num_batches_tracked, which nothing in eval() reads.
     state = OrderedDict((key, tensors.get(key, torch.zeros_like(value))) for key, value in own.items())
     # Versions of the modules, which some modules ask for.
     state._metadata = own._metadata  # type: ignore[attr-defined]
     network.load_state_dict(state)
     return network, warnings
+
+
+def _check_kinds(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse numbers that floating-point weights cannot hold: copying them would drop a scale or an imaginary part."""
+    for key, value in tensors.items():
+        if key in own and own[key].is_floating_point() and not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            cause = (
+                "complex numbers, which would lose their imaginary part"
+                if value.is_complex()
+                else "as quantised weights are, whose scale is lost"
+            )
+            raise InputError(
+                "checkpoint has other numbers than the floating-point ones of its network",
+                found=f"{key} is {kind}, {cause}",
+                hint="the float state dict: of the network before it was quantised, or of real numbers",
+            )
 
 
 def _does_not_fit(arch: str, expected: Shapes, found: Shapes) -> InputError:
@@ -340,14 +364,24 @@ def _fits_nothing(path: Path, shapes: Shapes) -> InputError:
     return InputError(what, found=found, hint=f"--arch NAME, {_OWN}")
 
 
-def wrap_module(network: nn.Module) -> LoadedModel:
+def names_zoo(spec: str) -> bool:
+    """Whether a model comes from a zoo, which says what size it wants images in."""
+    return spec.partition(":")[0] in ("torchvision", "timm", "hf-hub")
+
+
+def wrap_module(network: nn.Module, *, image_size: Callable[[], tuple[int, int]] | None = None) -> LoadedModel:
     """A module that Python code passes instead of a name; a copy of it is taken, so that it stays as it is.
 
+    Args:
+        network: any module that turns images into logits.
+        image_size: as of `load_model`.
+
     Raises:
-        InputError: it does not turn images into logits.
+        InputError: as `ready`.
     """
     name = type(network).__name__
-    return ready(copy.deepcopy(network), name, name, None, arch=name, recognised="module")
+    check_initialised(network, name)  # what it refuses cannot be copied
+    return ready(copy.deepcopy(network), name, name, None, arch=name, recognised="module", image_size=image_size)
 
 
 def build_network(arch: str, *, num_classes: int) -> nn.Module:

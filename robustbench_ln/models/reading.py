@@ -11,6 +11,7 @@ import re
 import shutil
 import tarfile
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ from typing import IO, Any
 import safetensors
 import torch
 from torch import Tensor, nn
+from torch.serialization import SourceChangeWarning
 
 from robustbench_ln.errors import InputError, LnbenchError, ResourceError
 from robustbench_ln.models.checkpoint import Checkpoint, file_sha256
@@ -102,13 +104,16 @@ def _read_unbuilt(path: Path, form: str, sha256: str) -> Checkpoint:
     """Read the weights out of a file with other objects in it, without building those."""
     reader = Reader()
     try:
-        contents = torch.load(
-            # Not the open file: given one, torch.load would also try to unpack it as a tar archive of old.
-            io.BytesIO(path.read_bytes()),
-            map_location="cpu",
-            pickle_module=reader,
-            weights_only=False,  # `reader` builds tensors and plain containers only
-        )
+        with warnings.catch_warnings():
+            # Files of old form hold the source of modules, and none of those is built.
+            warnings.simplefilter("ignore", SourceChangeWarning)
+            contents = torch.load(
+                # Not the open file: given one, torch.load would also try to unpack it as a tar archive of old.
+                io.BytesIO(path.read_bytes()),
+                map_location="cpu",
+                pickle_module=reader,
+                weights_only=False,  # `reader` builds tensors and plain containers only
+            )
     except Exception as error:
         raise _damaged(path, error) from None
     unbuilt = tuple(reader.kinds)

@@ -21,6 +21,7 @@ class Unbuilt:
     """Stands for an object that was not built; each class of the file has a subclass of this one."""
 
     kind = ""  # `module.name` of the class or function that the pickle asked for
+    dump_patches = False  # as of nn.Module: torch.load asks for it where a file of old form has a module's source
 
     def __new__(cls, *_: Any, **__: Any) -> Unbuilt:
         """Take what its own constructor would have been called with."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,19 +22,26 @@ log = logging.getLogger("robustbench_ln")
 def writing(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears under `path`, complete and on disk, when the block ends without an error.
 
+    Where `path` is a symbolic link it stays one, and what it leads to is written.
+
     Raises:
-        ResourceError: no space, no permission, or another failure of the file system.
+        ResourceError: no space, no permission, or another failure of the file system; a directory, a device or a pipe.
     """
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        target = Path(os.path.realpath(path))
+        if kind := _special(target):
+            raise ResourceError(
+                f"cannot write {path}", found=f"{kind}, which no file may replace", hint="another path, of a file"
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o666 & ~_umask())  # mkstemp makes private files
-        Path(temporary).replace(path)
+        Path(temporary).replace(target)
         temporary = None
     except OSError as error:
         raise ResourceError(
@@ -44,6 +52,23 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+_SPECIAL = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISLNK, "a symbolic link that leads to itself"),
+)
+
+
+def _special(target: Path) -> str:
+    """What stands there, in words, if that is no regular file; links are followed already."""
+    try:
+        mode = target.lstat().st_mode
+    except FileNotFoundError:
+        return ""
+    return "" if stat.S_ISREG(mode) else next((kind for is_kind, kind in _SPECIAL if is_kind(mode)), "a device")
 
 
 def leftovers(folder: Path, name: str) -> Iterator[Path]:
