@@ -38,7 +38,7 @@ def evaluate(
     preset: str | None = None,
     range: str | None = None,
     corruption: str | Iterable[str] | None = None,
-    severity: str | int | Sequence[int] = "1:5",
+    severity: str | int | Sequence[int] | None = None,
     suite: str | None = None,
     frost_textures: str | Path | None = None,
     jpeg_parity: bool = False,
@@ -75,7 +75,8 @@ def evaluate(
         preset: a named set of noises, grids and range policy instead.
         range: what happens to noisy values outside [0, 1]: ``clip`` (when left out), ``rescale`` or ``none``.
         corruption: names of the suite, ``all``, ``common`` (the 15 of mCE) or ``extra``.
-        severity: of corruptions, each 1 to 5 (``"1:5"``, ``"1,3,5"``, a number, or numbers).
+        severity: of corruptions, each 1 to 5 (``"1:5"``, which is taken when left out, ``"1,3,5"``, a number, or
+            numbers).
         suite: whose constants (``cifar10-c``, or a YAML file); the one nearest in size when left out.
         frost_textures: folder with the original frost textures; else an installed package's, else procedural ones.
         jpeg_parity: send corrupted images through JPEG of quality 85, as the files of ImageNet-C were.

@@ -111,7 +111,7 @@ def plan_corrupted(
     out: str | Path,
     *,
     corruption: str | Iterable[str] | None = None,
-    severity: str | int | Sequence[int] = "1:5",
+    severity: str | int | Sequence[int] | None = None,
     suite: str | None = None,
     frost_textures: str | Path | None = None,
     jpeg_parity: bool = False,

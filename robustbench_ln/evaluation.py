@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -297,6 +298,7 @@ def _threads(n: int) -> Iterator[None]:
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
+    sys.stdout = sys.stderr  # what a network's own code prints must not stand among the results
     # Ctrl-C reaches the whole process group; the parent decides what becomes of the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

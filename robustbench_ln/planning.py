@@ -130,7 +130,7 @@ def plan_run(
     preset: str | None = None,
     range: str | None = None,
     corruption: str | Iterable[str] | None = None,
-    severity: str | int | Sequence[int] = "1:5",
+    severity: str | int | Sequence[int] | None = None,
     suite: str | None = None,
     frost_textures: str | Path | None = None,
     jpeg_parity: bool = False,
@@ -210,6 +210,8 @@ def plan_run(
     dataset = opened()
     order = visiting_order(seed, len(dataset))
     warnings = list(dataset.warnings)
+    if len(dataset.classes) == 1:
+        warnings.append(f"all images of {dataset.source} are of one class: is a folder of classes meant, inside it?")
     made = degradations.for_images(dataset.image_size)
     conditions, textures = (Condition(), *made.conditions), made.textures
     warnings += made.warnings

@@ -48,7 +48,7 @@ def preview(
     data: str = "demo",
     index: int = 0,
     corruption: str | Iterable[str] | None = None,
-    severity: str | int | Sequence[int] = "1:5",
+    severity: str | int | Sequence[int] | None = None,
     suite: str | None = None,
     frost_textures: str | Path | None = None,
     jpeg_parity: bool = False,

@@ -108,6 +108,22 @@ def test_the_main_job_prints_a_table_and_writes_a_folder(here: Here, desk: Path)
     assert again.stdout == done.stdout
 
 
+def test_what_a_network_prints_is_no_result(here: Here, desk: Path) -> None:
+    (desk / "loud_net.py").write_text(
+        "from torch import nn\n"
+        "class Loud(nn.Sequential):\n"
+        "    def forward(self, x):\n"
+        "        print('forward')\n"
+        "        return super().forward(x)\n"
+        "def make(): return Loud(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 10))\n"
+    )
+    loud = ("--normalize", "half", "--json")
+    done = here("eval", "--model", "python:loud_net:make", *QUICK[:4], *loud, "--out", "loud")
+    assert json.loads(done.stdout)["rows"]
+    assert "forward" in done.stderr
+    assert json.loads(here("inspect", "python:loud_net:make", *loud).stdout)["num_classes"] == 10
+
+
 def test_json_is_one_document_and_nothing_else(here: Here) -> None:
     done = here("eval", "--model", "bn.pt", *QUICK, "--json", "--out", "json")
     document = json.loads(done.stdout)

@@ -651,6 +651,13 @@ def test_a_model_near_chance_is_named_loudly() -> None:
     assert any("is near chance" in warning for warning in results.warnings)
 
 
+def test_images_of_one_class_are_said_to_be() -> None:
+    images, labels = toy_arrays(20)
+    data = ArrayDataset(images, labels * 0, classes=["test"])
+    results = evaluate(random_network(), data, noise="agn=0", modes="bn", normalize="none")
+    assert any("are of one class" in warning for warning in results.warnings)
+
+
 def test_too_few_images_to_tell_from_chance_are_said_to_be() -> None:
     images, labels = toy_arrays(4)
     network = random_network(classes=2)
@@ -702,7 +709,8 @@ def test_fewer_classes_in_the_data_than_logits_is_said() -> None:
         {"modes": "bnn"}, {"noise": "agm"}, {"sigma": "-1"}, {"sigma": "nan"}, {"noise": "mbn=0,2"}, {"range": "clamp"},
         {"seed": -1}, {"limit": 0}, {"batch_size": 0}, {"repeats": 0}, {"group_size": 0}, {"threads": 0},
         {"workers": -1}, {"device": "tpu"}, {"device": "cuda:99"}, {"normalize": "imagenat"}, {"preset": "paper"},
-        {"preset": "paper-fig6", "sigma": "1"}, {"preset": "paper-fig6", "range": "clip"}, {"modes": "bn-adapt"},
+        {"preset": "paper-fig6", "sigma": "1"}, {"preset": "paper-fig6", "range": "clip"},
+        {"noise": "agn", "severity": 3}, {"modes": "bn-adapt"},
     ],
 )  # fmt: skip
 def test_bad_words_are_refused_before_any_file_is_read(bad: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ def corrupt_command(
     ],
     data: DataOpt = "demo",
     corruption: CorruptionOpt = None,
-    severity: SeverityOpt = "1:5",
+    severity: SeverityOpt = None,
     suite: SuiteOpt = None,
     frost_textures: FrostTexturesOpt = None,
     jpeg_parity: JpegParityOpt = False,
@@ -75,7 +75,7 @@ def corrupt_command(
 
     - `lnbench corrupt --data cifar10 --corruption common --layout cifar10c --out CIFAR-10-C`
 
-    - `lnbench corrupt --data imagefolder:photos --corruption fog,frost --severity 3 --layout imagenetc --out photos-c`
+    - `lnbench corrupt --data imagefolder:photos/test --corruption fog --severity 3 --layout imagenetc --out photos-c`
 
     - `lnbench corrupt --data demo --noise agn --sigma 0.5,1 --out noisy.npz`
     """

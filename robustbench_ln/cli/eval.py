@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import typer
@@ -54,7 +55,7 @@ def eval_command(
     preset: PresetOpt = None,
     range: RangeOpt = None,
     corruption: CorruptionOpt = None,
-    severity: SeverityOpt = "1:5",
+    severity: SeverityOpt = None,
     suite: SuiteOpt = None,
     frost_textures: FrostTexturesOpt = None,
     jpeg_parity: JpegParityOpt = False,
@@ -105,7 +106,8 @@ def eval_command(
     from robustbench_ln.results import dump_document
 
     check_numbers(workers=workers)
-    with threads_of(threads):
+    # What a network's own code prints must not stand among the results.
+    with threads_of(threads), redirect_stdout(sys.stderr):
         plan = plan_run(
             model,
             data,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json as json_module
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,10 +54,11 @@ def inspect_command(
     from robustbench_ln.inspection import inspect_model, probe_logits
     from robustbench_ln.models import load_model
 
-    loaded = load_model(model, arch=arch, trust=trust, ema=ema)
-    facts = inspect_model(loaded, normalize=normalize)
-    if probe is not None and logits is not None:
-        probe_logits(loaded, probe, logits, normalize=normalize)
+    with redirect_stdout(sys.stderr):  # what a network's own code prints
+        loaded = load_model(model, arch=arch, trust=trust, ema=ema)
+        facts = inspect_model(loaded, normalize=normalize)
+        if probe is not None and logits is not None:
+            probe_logits(loaded, probe, logits, normalize=normalize)
     if json:
         typer.echo(json_module.dumps(facts, indent=1, allow_nan=False))
     else:

@@ -131,8 +131,13 @@ CorruptionOpt = Annotated[
     ),
 ]
 SeverityOpt = Annotated[
-    str,
-    typer.Option("--severity", metavar="LIST", help="Of corruptions: 1:5, a list, or a number.", rich_help_panel=_WHAT),
+    str | None,
+    typer.Option(
+        "--severity",
+        metavar="LIST",
+        help="Of corruptions: a grid, a list, or a number. [default: 1:5]",
+        rich_help_panel=_WHAT,
+    ),
 ]
 SuiteOpt = Annotated[
     str | None,

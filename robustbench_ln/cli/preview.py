@@ -33,7 +33,7 @@ def preview_command(
     data: DataOpt = "demo",
     index: Annotated[int, typer.Option("--index", metavar="N", help="Position of the image in the data set.")] = 0,
     corruption: CorruptionOpt = None,
-    severity: SeverityOpt = "1:5",
+    severity: SeverityOpt = None,
     suite: SuiteOpt = None,
     frost_textures: FrostTexturesOpt = None,
     jpeg_parity: JpegParityOpt = False,

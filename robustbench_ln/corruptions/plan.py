@@ -21,6 +21,7 @@ from robustbench_ln.types import Condition
 
 DEFAULT_NOISES = ("agn",)
 DEFAULT_RANGE = "clip"
+DEFAULT_SEVERITIES = "1:5"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def plan_degradations(
     preset: str | None = None,
     range: str | None = None,
     corruption: str | Iterable[str] | None = None,
-    severity: str | int | Sequence[int] = "1:5",
+    severity: str | int | Sequence[int] | None = None,
     suite: str | None = None,
     frost_textures: str | Path | None = None,
     jpeg_parity: bool = False,
@@ -105,10 +106,11 @@ def plan_degradations(
     """
     if repeats < 1:
         raise UsageError("--repeats is a number of draws", found=str(repeats), hint="1 or more")
-    severities = parse_severities(severity)
+    severities = parse_severities(DEFAULT_SEVERITIES if severity is None else severity)
     if corruption is None:
-        for option, value in (("--suite", suite), ("--frost-textures", frost_textures), ("--jpeg-parity", jpeg_parity)):
-            if value:
+        needing = {"--severity": severity, "--suite": suite, "--frost-textures": frost_textures}
+        for option, value in (needing | {"--jpeg-parity": jpeg_parity or None}).items():
+            if value is not None:
                 raise UsageError(f"{option} needs --corruption", found=f"{option} alone", hint="--corruption all")
         corruption = ()
     asked = (corruption,) if isinstance(corruption, str) else tuple(corruption)
