@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import lzma
+import operator
 import os
 import pickle
 import tarfile
@@ -236,6 +237,13 @@ def functional(state: State, *, statistics: bool | None = None) -> State:
     }
 
 
+class Called:
+    """Is pickled as a call of what another call returns."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return operator.methodcaller("upper"), ("made by a call",)
+
+
 OTHER = network_of("resnet20", seed=9)
 OLD_FORM = {"_use_new_zipfile_serialization": False}  # with the source of every module
 OPTIMIZER = {"state": {0: {"momentum_buffer": torch.ones(4, 4)}}, "param_groups": [{"lr": 0.1}]}
@@ -374,6 +382,9 @@ CASES: dict[str, Case] = {
     "a module beside the weights, of PyTorch 1.5": Case(
         by_torch(lambda n: {"state_dict": n.state_dict(), "obj": nn.Linear(2, 2)}, **OLD_FORM),
         container="state_dict",
+    ),
+    "what calls the result of a call, as dill does": Case(
+        by_torch(lambda n: {"state_dict": n.state_dict(), "extra": Called()}), container="state_dict"
     ),
     "other things between the weights": Case(
         of_state(lambda s: {**s, "epoch": 3, "classes": ["a"], "best": 0.5, 7: None}), "demo-net"

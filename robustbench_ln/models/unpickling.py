@@ -30,6 +30,10 @@ class Unbuilt:
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
+    def __call__(self, *_: Any, **__: Any) -> Unbuilt:
+        """A function that another function of the pickle would have made (dill's types): nothing is called."""
+        return self
+
     def _swallow(self, *_: Any) -> None:
         """Whatever a pickle adds to an object it is building."""
 
