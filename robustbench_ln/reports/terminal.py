@@ -84,7 +84,7 @@ def parts(summary: Summary, *, width: int = WIDTH, ascii_only: bool = False) -> 
         yield from _accuracy_tables(summary, model, width, safe, ascii_only)
         yield from _grid_tables(summary, model, safe, ascii_only)
     yield Text()
-    yield Text(_caption(summary), style="dim")
+    yield Text(_caption(summary, ascii_only), style="dim")
     yield from _charts(summary, styles, width, safe, ascii_only)
     if summary.warnings:
         yield Text()
@@ -109,12 +109,14 @@ def _heading(model: ModelSummary, safe: Show) -> Text:
     return Text.assemble((safe(model.label), "bold"), (f"  {safe(model.arch)}, {safe(model.norm)}{groups}", "dim"))
 
 
-def _caption(summary: Summary) -> str:
+def _caption(summary: Summary, ascii_only: bool) -> str:
     text = "Accuracy in %, in brackets its 95 % interval."
     if any(point.repeats > 1 for curve in summary.curves for point in curve.points):
         text += " Repeats are averaged."
     if summary.curves:
         text += " area: under the curve, divided by the grid's width, 0 to 1."
+    if any(grid.means for grid in summary.grids):
+        text += f" {_plus_minus(ascii_only)}: the longer side of a mean's 95 % interval."
     return text
 
 
@@ -197,8 +199,14 @@ def _grid_tables(summary: Summary, model: ModelSummary, safe: Show, ascii_only: 
             overall = sum(point.accuracy for point in grid.means) / len(grid.means)
             means = [f"{100 * point.accuracy:.2f}" for point in grid.means]
             table.add_row(f"mean over {len(grid.complete)}", *means, f"{100 * overall:.2f}", style="bold")
+            sides = [max(point.high - point.accuracy, point.accuracy - point.low) for point in grid.means]
+            table.add_row(_plus_minus(ascii_only), *(f"{100 * side:.1f}" for side in sides), "", style="dim")
         yield Text()
         yield table
+
+
+def _plus_minus(ascii_only: bool) -> str:
+    return "+/-" if ascii_only else "±"
 
 
 def _sheet(sheet: Sheet, width: int, safe: Show, ascii_only: bool) -> Iterator[RenderableType]:
