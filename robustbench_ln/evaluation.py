@@ -85,7 +85,7 @@ def run(plan: Plan, finished: Finished, *, workers: int = 0) -> Iterator[Event]:
     todo: list[tuple[Condition, list[_Task]]] = []
     reused: list[Condition] = []
     for condition in plan.conditions:
-        tasks = [_Task(one, mode, plan.key(one, condition, mode)) for one in plan.models for mode in one.schedules]
+        tasks = _tasks(plan, condition)
         missing = [task for task in tasks if not _is_whole(plan, finished(task.key))]
         done = (len(tasks) - len(missing)) * plan.limit
         if done:
@@ -112,6 +112,10 @@ class _Task:
     model: PlannedModel
     mode: Schedule
     key: str
+
+
+def _tasks(plan: Plan, condition: Condition) -> list[_Task]:
+    return [_Task(one, mode, plan.key(one, condition, mode)) for one in plan.models for mode in one.schedules]
 
 
 def _is_whole(plan: Plan, cell: Cell | None) -> bool:
@@ -317,8 +321,7 @@ def _work(file: Path, index: int, keys: frozenset[str]) -> list[Finish]:
     except Exception as error:  # the network's own code is imported and run
         raise _no_workers(error) from error
     condition = plan.conditions[index]
-    tasks = [_Task(one, mode, plan.key(one, condition, mode)) for one in plan.models for mode in one.schedules]
-    events = _run_condition(plan, condition, [task for task in tasks if task.key in keys])
+    events = _run_condition(plan, condition, [task for task in _tasks(plan, condition) if task.key in keys])
     return [event for event in events if isinstance(event, Finish)]
 
 

@@ -28,13 +28,12 @@ from robustbench_ln.models import (
 )
 from robustbench_ln.models.imports import one_line
 from robustbench_ln.models.loading import names_zoo
+from robustbench_ln.models.preprocessing import PROBE_IMAGES
 from robustbench_ln.norms import NetworkNorms, choose_modes, frozen_state, parse_mode
 from robustbench_ln.norms.modes import Schedule, schedule
 from robustbench_ln.results import Manifest, row_key
 from robustbench_ln.results.files import as_utf8
 from robustbench_ln.types import Condition, DataInfo, ModelInfo
-
-PROBE_IMAGES = 512
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,21 +32,21 @@ class Layout:
     source_weight: int = 0
     images: int | None = None
 
-    def set_rows(self, rows: int) -> int | None:
-        """How many of a layer's `rows`, equally many an image, share statistics; None for running statistics.
+    def rows_per_image(self, rows: int) -> int:
+        """How many of a layer's `rows` an image has; 1 where rows are images.
 
         Raises:
             InputError: the rows are not equally many an image.
         """
-        if self.set_size is None or self.images is None or rows == self.images:
-            return self.set_size
+        if self.images is None:
+            return 1
         if rows % self.images:
             raise InputError(
                 "a norm layer of the network mixes images, so that no mode but native can be applied",
                 found=f"{rows} rows for {self.images} images",
                 hint="--modes native",
             )
-        return self.set_size * (rows // self.images)
+        return rows // self.images
 
 
 # Values in a set up to which copying sets side by side costs less than a kernel call for each; measured on a CPU core.
@@ -76,9 +76,10 @@ def normalise(
     Raises:
         InputError: a layout that counts images, and rows that are not equally many an image.
     """
-    rows, size = layout.rows, layout.set_rows(len(x))
-    if size is None or layout.set_size is None:
+    rows = layout.rows
+    if layout.set_size is None:
         return _batch_norm(x, _row(weight, 0), _row(bias, 0), eps, *running)
+    size = layout.set_size * layout.rows_per_image(len(x))
     sets = torch.split(x, size)
     if layout.source_weight == 0 and (size == 1 or (len(sets) > 1 and sets[0].numel() <= _SMALL_SET)):
         # Small sets: the channels of all sets side by side, so that one kernel call serves all.
