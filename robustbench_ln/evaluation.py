@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -30,7 +31,9 @@ from robustbench_ln.corruptions import ImageRng, Ranges, add_noise, degrade, fin
 from robustbench_ln.corruptions.degrade import FINGERPRINT_IMAGES
 from robustbench_ln.errors import ResourceError, UsageError
 from robustbench_ln.metrics.calibration import count, per_image
+from robustbench_ln.models import Classifier
 from robustbench_ln.models.imports import importable_from_here, one_line
+from robustbench_ln.norms.folding import fold_batchnorm
 from robustbench_ln.norms.modes import Schedule
 from robustbench_ln.norms.predict import Chance, decide, frozen_state, predict_logits
 from robustbench_ln.planning import Plan, PlannedModel
@@ -191,6 +194,10 @@ class _Stream:
     predicted_to: int = 0
     seconds: float = 0.0
     batches: list[dict[str, np.ndarray]] = field(default_factory=list)
+    network: Classifier = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.network = _quickest(self.plan, self.task)
 
     @property
     def end(self) -> int:
@@ -228,11 +235,13 @@ class _Stream:
             ImageRng(self.plan.seed, f"predict/{what}", indices).uniform(1)[:, 0] for what in ("group", "tie")
         )
         chance = Chance(group, tie)
-        network, schedule = self.task.model.classifier, self.task.mode
+        network, schedule = self.network, self.task.mode
+        # A single unit on one thread is the shape in which fragile images would be settled.
+        final = network is self.task.model.classifier and len(images) == schedule.unit and torch.get_num_threads() == 1
         with frozen_state(network):
             logits = predict_logits(network, network.network, images, schedule, chance.group)
             made = decide(logits, chance.tie, labels, n_bins=N_BINS)
-            if made.fragile.any():
+            if made.fragile.any() and not final:
                 settled = self._settled(logits, images, chance, made.fragile)
                 made = decide(settled, chance.tie, labels, n_bins=N_BINS)
             log_probabilities = made.log_probabilities.cpu().numpy()
@@ -288,6 +297,24 @@ class _Stream:
         )
         kept = slice(None) if self.plan.keep_predictions else slice(0)
         return Cell(row, merged["predicted"][kept], merged["confidence"][kept])
+
+
+# Copies of classifiers with BatchNorm folded, or the classifiers themselves where that cannot be done.
+_FOLDED: WeakKeyDictionary[Classifier, Classifier] = WeakKeyDictionary()
+
+
+def _quickest(plan: Plan, task: _Task) -> Classifier:
+    """The network to predict a task with: where statistics are frozen, one with BatchNorm folded."""
+    classifier, statistics = task.model.classifier, task.mode.mode.statistics
+    frozen = statistics == "running" or (statistics == "native" and task.mode.images is None)
+    if not frozen:
+        return classifier
+    if classifier not in _FOLDED:
+        # Always the same few clean images, so that the choice does not depend on where a run begins.
+        images = to_float(plan.dataset.read(range(min(FINGERPRINT_IMAGES, len(plan.dataset)))).to(plan.device))
+        with frozen_state(classifier):
+            _FOLDED[classifier] = fold_batchnorm(classifier, images) or classifier
+    return _FOLDED[classifier]
 
 
 @contextmanager

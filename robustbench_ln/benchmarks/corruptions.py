@@ -64,7 +64,7 @@ def bench_corruptions(
     with on_one_core(threads) as pinned, find_peer(peer) as other, tempfile.TemporaryDirectory() as folder:
         for size in sizes:
             suite = nearest_suite((size, size))
-            images = _images(size)
+            images = sample_images(size)
             file = Path(folder) / f"{size}.npy"
             np.save(file, images.permute(0, 2, 3, 1).numpy())
             for name in corruption or suite.corruptions:
@@ -100,10 +100,18 @@ def bench_corruptions(
     }
 
 
-def _images(size: int) -> Tensor:
-    """A batch of the demo's images at another size, with a little noise on top so that no two neighbours are equal."""
-    n = min(256, max(16, _BATCH_VALUES // (3 * size * size)))
-    small = open_dataset("demo").read(range(n)).float()
+def sample_images(size: int, n: int | None = None) -> Tensor:
+    """`n` of the demo's images at another size, with a little noise on top so that no two neighbours are equal.
+
+    Args:
+        size: height and width.
+        n: how many; the demo's come again when they are used up. As many as make a batch when left out.
+
+    Returns: uint8 ``(n, 3, size, size)``.
+    """
+    n = n or min(256, max(16, _BATCH_VALUES // (3 * size * size)))
+    demo = open_dataset("demo")
+    small = demo.read(np.arange(n) % len(demo)).float()
     scaled = F.interpolate(small, (size, size), mode="bicubic") if size != small.shape[-1] else small
     grain = ImageRng(0, "bench", torch.arange(n)).normal(*scaled.shape[1:]).mul_(2.0)
     return scaled.add_(grain).clamp_(0, 255).to(torch.uint8)

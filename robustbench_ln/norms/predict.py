@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from robustbench_ln.errors import InputError, UsageError
 from robustbench_ln.norms.convert import is_frozen_batchnorm, norm_layers
 from robustbench_ln.norms.layer import Layout, LocalNorm, normalise
 from robustbench_ln.norms.modes import Schedule
+from robustbench_ln.norms.sharing import shared_prefix
 from robustbench_ln.numerics import full_float32
 
 _VIEWS = 4  # an image and its 90, 180 and 270 degree rotations
@@ -193,10 +194,12 @@ def predict_logits(
     if mode.rot90:
         images = with_rotations(images)
     passes = []
-    for layout in layouts:
-        with using(modules, replace(layout, images=len(images))):
-            logits = _as_logits(network(images))
-        passes.append(logits[::_VIEWS] if mode.rot90 else logits)
+    with shared_prefix(modules) if len(layouts) > 1 else nullcontext(lambda: None) as begin_pass:
+        for layout in layouts:
+            begin_pass()
+            with using(modules, replace(layout, images=len(images))):
+                logits = _as_logits(network(images))
+            passes.append(logits[::_VIEWS] if mode.rot90 else logits)
     return torch.stack(passes)
 
 
