@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from robustbench_ln.cli.commands import Command, Commands
-from robustbench_ln.cli.options import DebugOpt, JsonOpt, QuietOpt
+from robustbench_ln.cli.options import BatchSizeOpt, DebugOpt, JsonOpt, QuietOpt
 from robustbench_ln.errors import UsageError
 
 bench_app = typer.Typer(
@@ -113,6 +113,77 @@ def bench_gate_command(
         typer.echo(json_module.dumps(document, indent=1, allow_nan=False))
     else:
         _show_situations(document)
+
+
+@bench_app.command("sweep", cls=Command)
+def bench_sweep_command(
+    network: Annotated[
+        str, typer.Option("--network", metavar="LIST", help="Networks by commas.")
+    ] = "resnet20,mobilenet_v3_small,resnet20-ln",
+    images: Annotated[int, typer.Option("--images", metavar="N", help="Of the data set.")] = 256,
+    batch_size: BatchSizeOpt = 128,
+    threads: Annotated[
+        int, typer.Option("--threads", metavar="N", help="Of torch; with 1 all is pinned to one core.")
+    ] = 1,
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="N", help="Processes to compare with a single one; 1 for none.")
+    ] = 2,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """A sweep over all corruptions and severities, beside the plain forward passes of the same network in the same run.
+
+    Examples:
+    - `lnbench bench sweep`
+
+    - `lnbench bench sweep --network resnet20 --images 1024 --json`
+    """
+    if not quiet:
+        print("loading ...", file=sys.stderr, flush=True)
+    from robustbench_ln.benchmarks import bench_sweep
+
+    document = bench_sweep(
+        network=network.split(","),
+        images=images,
+        batch_size=batch_size,
+        threads=threads,
+        workers=workers,
+        on_row=None if quiet else _say_sweep,
+    )
+    if json:
+        typer.echo(json_module.dumps(document, indent=1, allow_nan=False))
+    else:
+        _show_sweeps(document)
+
+
+def _say_sweep(row: dict[str, Any]) -> None:
+    print(f"{row['network']}, {row['mode']}: {row['seconds']:.0f} s", file=sys.stderr, flush=True)
+
+
+def _show_sweeps(document: dict[str, Any]) -> None:
+    from tabulate import tabulate
+
+    lines = [
+        [
+            f"{row['network']} ({row['norm']})",
+            row["size"],
+            row["mode"],
+            row["workers"] or "",
+            row.get("passes", ""),
+            f"{row['images_per_second']:.0f}",
+            f"{row['forward_images_per_second']:.0f}" if "ratio" in row else "",
+            f"{row['ratio']:.2f}" if "ratio" in row else "",
+            f"{row['speedup']:.2f}" if "speedup" in row else "",
+        ]
+        for row in document["rows"]
+    ]
+    headers = ["network", "px", "mode", "workers", "passes", "images/s", "plain forward/s", "ratio", "of one worker"]
+    typer.echo(tabulate(lines, headers=headers, tablefmt="plain", disable_numparse=True))
+    pinned = ", pinned to one core" if document["pinned"] else ""
+    typer.echo(
+        "\nratio: time of the sweep over that of its plain forward passes, so many an image as the mode makes.\n"
+        f"{document['machine']['processor']}, {document['threads']} threads{pinned}"
+    )
 
 
 def _say_situation(row: dict[str, Any]) -> None:
