@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +15,8 @@ import torch
 
 from robustbench_ln import evaluation
 from robustbench_ln._version import __version__
-from robustbench_ln.evaluation import Event, Finish
+from robustbench_ln.errors import IncompleteError, UsageError
+from robustbench_ln.evaluation import Event, Failure, Finish, choose_engine
 from robustbench_ln.metrics.accuracy import chance_bound, near_chance
 from robustbench_ln.planning import Plan, check_numbers, plan_run
 from robustbench_ln.reports import csv, summarise
@@ -51,6 +55,10 @@ def evaluate(
     device: str = "auto",
     threads: int | None = None,
     workers: int = 0,
+    engine: str = "local",
+    shard: str | None = None,
+    fail_fast: bool = False,
+    timeout: float | None = None,
     arch: str | None = None,
     normalize: str = "auto",
     trust: bool = False,
@@ -89,6 +97,10 @@ def evaluate(
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
         threads: threads of a forward pass; changes no number.
         workers: processes that evaluate conditions side by side; changes no number.
+        engine: what carries out the work: ``local``, ``ray[:ADDRESS]`` or ``slurm[:local]``; changes no number.
+        shard: ``i/n``: do only the i-th of n parts of the work; :func:`merge` puts them together.
+        fail_fast: stop at the first row that fails; otherwise the others go on, and failed rows say why.
+        timeout: seconds that a condition (of very large data: a block of its images) may take before its rows fail.
         arch: architecture of a checkpoint, where it is not to be recognised.
         normalize: ``auto``, ``imagenet``, ``cifar10``, ``half``, ``none`` or ``MEAN;STD``.
         trust: allow files that can run code when read.
@@ -139,8 +151,11 @@ def evaluate(
             crop=crop,
             interpolation=interpolation,
             predictions=predictions,
+            timeout=timeout,
         )
-        return evaluate_plan(plan, out=out, workers=workers, on_event=on_event)
+        return evaluate_plan(
+            plan, out=out, workers=workers, engine=engine, shard=shard, fail_fast=fail_fast, on_event=on_event
+        )
 
 
 def evaluate_plan(
@@ -148,6 +163,9 @@ def evaluate_plan(
     *,
     out: str | Path | None = None,
     workers: int = 0,
+    engine: str = "local",
+    shard: str | None = None,
+    fail_fast: bool = False,
     on_event: Callable[[Event], None] | None = None,
     command: str = "",
 ) -> Results:
@@ -157,25 +175,63 @@ def evaluate_plan(
         plan: from :func:`~robustbench_ln.planning.plan_run`.
         out: run folder; None keeps everything in memory.
         workers: processes that evaluate conditions side by side.
+        engine: what carries out the work.
+        shard: ``i/n``, the part of the work to do.
+        fail_fast: stop at the first row that fails.
         on_event: called with every event.
         command: the command line to record.
+
+    Raises:
+        UsageError: no such engine or shard, or a folder of other settings.
+        IncompleteError: a row failed, and `fail_fast` was asked for.
     """
-    with open_run(Path(out) if out is not None else None, plan.manifest) as run:
+    part = parse_shard(shard)
+    if shard is not None:
+        plan = replace(plan, manifest=replace(plan.manifest, shards=(shard,)))
+    folder = Path(out) if out is not None else None
+    with ExitStack() as closing:
+        exchange = folder / "engine" if folder else Path(closing.enter_context(TemporaryDirectory(prefix="lnbench-")))
+        executor = choose_engine(engine, workers=workers, devices=plan.devices, folder=exchange)
+        run = closing.enter_context(open_run(folder, plan.manifest))
+        failed: list[ResultRow] = []
         try:
-            for event in evaluation.run(plan, run.get, workers=workers):
+            for event in evaluation.run(plan, run.get, executor=executor, shard=part):
                 if isinstance(event, Finish):
                     run.append(event.key, event.cell)
+                    run.drop(event.replaces)
+                elif isinstance(event, Failure):
+                    failed.append(event.row)
                 if on_event is not None:
                     on_event(event)
+                if failed and fail_fast:
+                    row = failed[0]
+                    raise IncompleteError(
+                        "a row failed", found=f"{row.model}, {row.mode}, {row.condition}: {row.extra['reason']}"
+                    )
         finally:
             # An interrupt passes through here: the documents then hold the rows that are done.
-            results = _collect(plan, run, command)
+            results = _collect(plan, run, command, failed)
             if isinstance(run, FolderRun) and len(results):
-                _write_everything(run, results)
+                write_everything(run, results)
         return results
 
 
-def _collect(plan: Plan, run: Run, command: str) -> Results:
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """``i/n`` as two numbers; (1, 1) for None.
+
+    Raises:
+        UsageError: not two numbers, or i outside 1 to n.
+    """
+    if text is None:
+        return 1, 1
+    parts = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    i, n = (int(part) for part in parts.groups()) if parts else (0, 0)
+    if not 1 <= i <= n:
+        raise UsageError("--shard is not a part of a whole", found=text, hint="--shard 1/4 to --shard 4/4")
+    return i, n
+
+
+def _collect(plan: Plan, run: Run, command: str, failed: Sequence[ResultRow] = ()) -> Results:
     indices = np.sort(plan.order[: plan.limit].numpy())
     rows = [cell.row for _, cell in run.cells()]
     info = RunInfo(
@@ -191,8 +247,9 @@ def _collect(plan: Plan, run: Run, command: str) -> Results:
         batch_size=plan.batch_size,
         order_sha256=plan.manifest.order_sha256,
         warnings=[*run.manifest.warnings, *_doubts(run, rows)],
+        shards=list(run.manifest.shards),
     )
-    return collect(run, info, (indices, plan.dataset.labels[indices]))
+    return collect(run, info, (indices, plan.dataset.labels[indices]), failed)
 
 
 def _doubts(run: Run, rows: list[ResultRow]) -> list[str]:
@@ -218,7 +275,8 @@ def _doubts(run: Run, rows: list[ResultRow]) -> list[str]:
     return doubts
 
 
-def _write_everything(run: FolderRun, results: Results) -> None:
+def write_everything(run: FolderRun, results: Results) -> None:
+    """Write the documents of a run folder: results, predictions, CSV and curves."""
     from robustbench_ln.reports.plots import save_plots
 
     save(run, results)

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -68,6 +68,8 @@ class Plan:
         suite: whose constants corruptions have.
         textures: of frost; None where there is none among the conditions.
         keep_predictions: whether every image's class and confidence are kept.
+        devices: where worker processes run their networks, in turn; empty for `device`.
+        timeout: seconds that a job may take; None for any number.
     """
 
     models: tuple[PlannedModel, ...]
@@ -82,6 +84,23 @@ class Plan:
     suite: Suite
     textures: FrostTextures | None = None
     keep_predictions: bool = True
+    devices: tuple[str, ...] = ()
+    timeout: float | None = None
+
+    def block(self, first: int, size: int) -> Plan:
+        """The plan for `size` images of the visiting order from `first` on.
+
+        The order is turned, not cut: where `first` is the start of a set of images, who shares statistics with whom is
+        as in the whole plan, the completion of the last set included.
+        """
+        if (first, size) == (0, self.limit):
+            return self
+        return replace(self, order=torch.roll(self.order, -first), limit=size)
+
+    def on(self, device: str) -> Plan:
+        """The plan with its networks moved to another device."""
+        models = tuple(replace(one, classifier=one.classifier.to(device)) for one in self.models)
+        return replace(self, models=models, device=device)
 
     def key(self, model: PlannedModel, condition: Condition, mode: Schedule) -> str:
         """Name of a row: a digest of all that can change its numbers."""
@@ -101,6 +120,11 @@ def visiting_order(seed: int, n: int) -> Tensor:
     """``(n,)`` int64: the seeded shuffled order in which images are visited, the same on every machine."""
     words = ImageRng(seed, "order", torch.arange(n)).words(2).to(torch.int64)
     return ((words[:, 0] << 32) | (words[:, 1] & 0xFFFFFFFF)).argsort(stable=True)
+
+
+def order_digest(order: Tensor) -> str:
+    """SHA-256 of a visiting order."""
+    return hashlib.sha256(order.numpy().astype("<i8").tobytes()).hexdigest()
 
 
 def choose_device(name: str) -> str:
@@ -149,6 +173,7 @@ def plan_run(
     crop: int | None = None,
     interpolation: str | None = None,
     predictions: bool = True,
+    timeout: float | None = None,
 ) -> Plan:
     """Name, load and check everything; see :func:`robustbench_ln.evaluate` for the arguments.
 
@@ -173,7 +198,10 @@ def plan_run(
     names = _mode_names(modes, group_size)
     check_numbers(seed=seed, limit=limit, batch_size=batch_size, group_size=group_size)
     fixed = parse_normalize(normalize)
-    target = choose_device(device)
+    targets = tuple(choose_device(one) for one in device.split(","))
+    target = targets[0]
+    if timeout is not None and not timeout > 0:
+        raise UsageError("--timeout is too small", found=f"{timeout:g}", hint="--timeout 3600, in seconds")
 
     requested = [model] if isinstance(model, str | nn.Module) else list(model)
     if not requested:
@@ -259,7 +287,7 @@ def plan_run(
         limit=limit,
         precision="fp32",
         kernels=KERNEL_VERSION,
-        order_sha256=hashlib.sha256(order.numpy().astype("<i8").tobytes()).hexdigest(),
+        order_sha256=order_digest(order),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         models=tuple(one.info for one in planned),
         modes=tuple(ran),
@@ -280,6 +308,8 @@ def plan_run(
         made.suite,
         textures,
         predictions,
+        devices=targets if len(targets) > 1 else (),
+        timeout=timeout,
     )
 
 

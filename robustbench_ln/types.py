@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import add
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -167,6 +168,17 @@ class Counts:
     bin_n: tuple[int, ...] = (0,) * N_BINS
     bin_correct: tuple[int, ...] = (0,) * N_BINS
     bin_confidence: tuple[float, ...] = (0.0,) * N_BINS
+
+    def __add__(self, other: Counts) -> Counts:
+        """What was counted over the images of both."""
+
+        def total(name: str) -> Any:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine is None or theirs is None:
+                return None
+            return tuple(map(add, mine, theirs)) if isinstance(mine, tuple) else mine + theirs
+
+        return Counts(**{name: total(name) for name in self.__dataclass_fields__})
 
 
 @dataclass(frozen=True, slots=True)

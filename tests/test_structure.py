@@ -38,6 +38,7 @@ RANKS = {
     "previewing": 5,
     "reports": 5,
     "api": 6,
+    "merging": 7,
     "benchmarks": 6,  # measures what evaluation does
     "comparing": 6,  # may use reports for the ink
     "gating": 7,

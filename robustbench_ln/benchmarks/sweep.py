@@ -20,7 +20,7 @@ from robustbench_ln.benchmarks.timing import machine, on_one_core
 from robustbench_ln.corruptions import to_float
 from robustbench_ln.data import ArrayDataset
 from robustbench_ln.errors import unknown_name
-from robustbench_ln.evaluation import Finish
+from robustbench_ln.evaluation import Finish, Processes
 from robustbench_ln.models import build_network
 from robustbench_ln.norms import convert_to_localnorm, frozen_state
 from robustbench_ln.planning import Plan, plan_run
@@ -179,7 +179,7 @@ def _with_workers(case: _Case, images: int, batch_size: int, workers: int) -> di
     seconds = []
     for n in (1, workers):
         start = time.perf_counter()
-        for _ in evaluation.run(plan, lambda _: None, workers=n):
+        for _ in evaluation.run(plan, lambda _: None, executor=Processes(n)):
             pass
         seconds.append(time.perf_counter() - start)
     predictions = images * len(plan.conditions) * len(plan.models[0].schedules)

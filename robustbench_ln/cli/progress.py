@@ -15,6 +15,7 @@ from robustbench_ln import evaluation
 from robustbench_ln.cli.process import Interrupted
 from robustbench_ln.evaluation import Event, total_images
 from robustbench_ln.planning import Plan
+from robustbench_ln.results import is_part
 
 _LINE_EVERY = 30.0  # seconds between plain lines where there is no terminal
 
@@ -84,7 +85,11 @@ class Display(Bars):
     def on_event(self, event: Event) -> None:
         """Show where the run is."""
         if isinstance(event, evaluation.Finish):
-            self._keep(1)
+            self._keep(0 if is_part(event.key) else 1)
+            return
+        if isinstance(event, evaluation.Failure):
+            row = event.row
+            print(f"warning: {row.model}, {row.mode}, {row.condition} failed: {row.extra['reason']}", file=sys.stderr)
             return
         if not event.modes:  # rows that were there before
             self._keep(event.images // self._per_row)

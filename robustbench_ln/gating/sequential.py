@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from robustbench_ln import evaluation
 from robustbench_ln.comparing.matching import (
@@ -241,8 +240,7 @@ def _watch(plan: Plan, tests: list[Test], on_look: OnLook | None) -> tuple[list[
 def _block(plan: Plan, first: int, size: int, watches: list[_Watch]) -> dict[tuple[str, Condition], Cell]:
     """The cells of one block of the visiting order, of the modes and conditions that undecided tests need.
 
-    The order is turned so that the block comes first. Blocks end where units end, so that who shares a batch with whom
-    is as in a whole run; the last unit is completed from the start of the order, as there.
+    Blocks end where units end, so that who shares a batch with whom is as in a whole run.
     """
     open_tests = [watch.test for watch in watches if not watch.verdict]
     modes = {_plain(test.pair.old.mode) for test in open_tests}
@@ -250,11 +248,9 @@ def _block(plan: Plan, first: int, size: int, watches: list[_Watch]) -> dict[tup
     model = plan.models[0]
     schedules = tuple(one for one in model.schedules if one.mode.name in modes)
     part = replace(
-        plan,
+        plan.block(first, size),
         models=(PlannedModel(model.info, model.classifier, schedules),),
         conditions=tuple(condition for condition in plan.conditions if condition in needed),
-        order=torch.roll(plan.order, -first),
-        limit=size,
     )
     done: dict[str, Cell] = {}
     for event in evaluation.run(part, done.get):

@@ -7,10 +7,22 @@ from robustbench_ln.results.document import (
     dump_document,
     json_schema,
     load_document,
+    shards_missing,
 )
 from robustbench_ln.results.files import write_bytes, writing
 from robustbench_ln.results.results import Results, collect, load_results, save
-from robustbench_ln.results.store import Cell, FolderRun, Manifest, MemoryRun, Run, open_run, row_key
+from robustbench_ln.results.store import (
+    Cell,
+    FolderRun,
+    Manifest,
+    MemoryRun,
+    Run,
+    cell_file,
+    is_part,
+    open_run,
+    read_manifest,
+    row_key,
+)
 
 __all__ = [
     "Cell",
@@ -22,14 +34,18 @@ __all__ = [
     "ResultsDocument",
     "Run",
     "RunInfo",
+    "cell_file",
     "collect",
     "dump_document",
+    "is_part",
     "json_schema",
     "load_document",
     "load_results",
     "open_run",
+    "read_manifest",
     "row_key",
     "save",
+    "shards_missing",
     "write_bytes",
     "writing",
 ]

@@ -65,6 +65,8 @@ class RunInfo(_Entry):
     """Digest of the order in which images were visited and batched."""
     warnings: list[str]
     """What a reader must know before trusting the numbers."""
+    shards: list[Annotated[str, Field(pattern=r"^\d{1,6}/\d{1,6}$")]] = []
+    """Parts of the work, i/n, that are in here; empty where all of it is."""
 
 
 class ModelEntry(_Entry):
@@ -340,6 +342,12 @@ def row_from_document(entry: DocumentRow) -> ResultRow:
         status=entry.status,
         extra=dict(entry.extra),
     )
+
+
+def shards_missing(run: RunInfo) -> list[str]:
+    """The parts of the work that a run of shards lacks; empty where it lacks none, or was not divided."""
+    wanted = {f"{i}/{n}" for n in {shard.partition("/")[2] for shard in run.shards} for i in range(1, int(n) + 1)}
+    return sorted(wanted - set(run.shards), key=lambda shard: [int(part) for part in shard.split("/")])
 
 
 def load_document(path: Path | str) -> ResultsDocument:

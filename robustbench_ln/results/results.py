@@ -6,7 +6,7 @@ import html
 import io
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -164,13 +164,19 @@ class Results:
         return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(cells)}</tbody></table>"
 
 
-def collect(run: Run, info: RunInfo, scored: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Results:
-    """All finished rows of an open run.
+def collect(
+    run: Run,
+    info: RunInfo,
+    scored: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
+    failed: Sequence[ResultRow] = (),
+) -> Results:
+    """All finished rows of an open run, and those that failed behind them.
 
     Args:
         run: an open run.
         info: how the numbers were made.
-        scored: data set indices, rising, and labels of the scored images.
+        scored: data set indices, rising, and labels of the scored images; None where no predictions were kept.
+        failed: rows without numbers.
     """
     rows = []
     kept = False
@@ -180,6 +186,7 @@ def collect(run: Run, info: RunInfo, scored: tuple[NDArray[np.int64], NDArray[np
             kept = True
             entry = entry.model_copy(update={"extra": {**entry.extra, "predictions": key}})
         rows.append(entry)
+    rows += [row_to_document(row) for row in failed]
     used = {row.model for row in rows}
     document = ResultsDocument(
         schema_version=1,

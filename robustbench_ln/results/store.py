@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,30 @@ class Cell:
     row: ResultRow
     predicted: NDArray[np.int32]
     confidence: NDArray[np.float32]
+
+    @classmethod
+    def joined(cls, cells: Sequence[Cell], indices: Sequence[NDArray[np.int64]]) -> Cell:
+        """The row of which `cells` are parts.
+
+        Args:
+            cells: of one condition, model and mode.
+            indices: of each cell's images in the data set, rising.
+        """
+        row = cells[0].row
+        lost = sum(cell.row.extra.get("non_finite", 0) for cell in cells)
+        row = replace(
+            row,
+            counts=reduce(add, (cell.row.counts for cell in cells)),
+            seconds=round(sum(cell.row.seconds for cell in cells), 3),
+            extra=row.extra | ({"non_finite": lost} if lost else {}),
+        )
+        by_index = np.concatenate(indices).argsort()
+        predicted, confidence = (
+            np.concatenate([getattr(cell, name) for cell in cells]) for name in ("predicted", "confidence")
+        )
+        if not len(predicted):
+            return cls(row, predicted, confidence)
+        return cls(row, predicted[by_index], confidence[by_index])
 
     def to_bytes(self) -> bytes:
         """A line with the SHA-256 of all that follows, a line of JSON, then the two arrays, little-endian."""
@@ -83,6 +109,7 @@ class Manifest:
         modes: mode names in the order first asked for.
         conditions: conditions in the order first asked for.
         warnings: everything a reader should know.
+        shards: parts of the work, ``i/n``, that were done into the folder; empty where it was not divided.
     """
 
     data: DataInfo
@@ -96,6 +123,7 @@ class Manifest:
     modes: tuple[str, ...] = ()
     conditions: tuple[Condition, ...] = ()
     warnings: tuple[str, ...] = ()
+    shards: tuple[str, ...] = ()
 
     def extended(self, other: Manifest) -> Manifest:
         """Return this manifest with what `other` adds.
@@ -133,6 +161,7 @@ class Manifest:
             modes=tuple(dict.fromkeys(self.modes + other.modes)),
             conditions=tuple(dict.fromkeys(self.conditions + other.conditions)),
             warnings=tuple(dict.fromkeys(self.warnings + other.warnings)),
+            shards=tuple(dict.fromkeys(self.shards + other.shards)),
         )
 
     def sort_key(self, row: ResultRow) -> tuple[int, int, int]:
@@ -154,13 +183,14 @@ class Manifest:
         """The inverse of :meth:`to_json`; raises ValueError, KeyError or TypeError for anything else."""
         value = json.loads(content)
         return cls(
-            **{field.name: value[field.name] for field in fields(cls)}
+            **{field.name: value[field.name] for field in fields(cls) if field.name != "shards"}
             | {
                 "data": DataInfo(**_tuples(value["data"])),
                 "models": tuple(ModelInfo(**_tuples(model)) for model in value["models"]),
                 "modes": tuple(value["modes"]),
                 "conditions": tuple(Condition.from_dict(condition) for condition in value["conditions"]),
                 "warnings": tuple(value["warnings"]),
+                "shards": tuple(value.get("shards", ())),
             }
         )
 
@@ -184,9 +214,15 @@ class MemoryRun:
         """Keep a finished cell."""
         self._cells[key] = cell
 
+    def drop(self, keys: Iterable[str]) -> None:
+        """Forget cells: parts of a row that is whole now."""
+        for key in keys:
+            self._cells.pop(key, None)
+
     def cells(self) -> Iterator[tuple[str, Cell]]:
-        """Every finished cell with its key, sorted as the manifest says."""
-        yield from sorted(self._cells.items(), key=lambda item: self.manifest.sort_key(item[1].row))
+        """Every finished row's cell with its key, sorted as the manifest says."""
+        rows = [item for item in self._cells.items() if not is_part(item[0])]
+        yield from sorted(rows, key=lambda item: self.manifest.sort_key(item[1].row))
 
 
 class FolderRun:
@@ -208,17 +244,26 @@ class FolderRun:
             return None
 
     def _path(self, key: str) -> Path:
-        return self._rows / f"{key}.row"
+        return cell_file(self.folder, key)
 
     def append(self, key: str, cell: Cell) -> None:
         """Keep a finished cell on disk."""
         write_bytes(self._path(key), cell.to_bytes())
 
+    def drop(self, keys: Iterable[str]) -> None:
+        """Forget cells: parts of a row that is whole now."""
+        for key in keys:
+            self._path(key).unlink(missing_ok=True)
+
+    def keys(self) -> list[str]:
+        """Of every cell, parts of rows included, whether it can be read or not."""
+        return sorted(path.stem for path in self._rows.glob("*.row"))
+
     def cells(self) -> Iterator[tuple[str, Cell]]:
-        """Every finished cell with its key, sorted as the manifest says; one is read at a time."""
+        """Every finished row's cell with its key, sorted as the manifest says; one is read at a time."""
         order = []
         for path in self._rows.glob("*.row"):
-            cell = self.get(path.stem)
+            cell = None if is_part(path.stem) else self.get(path.stem)
             if cell is None:
                 continue
             try:
@@ -257,7 +302,7 @@ def open_run(folder: Path | None, manifest: Manifest) -> Iterator[Run]:
         for stale in (*leftovers(folder, path.name), *leftovers(folder / "rows", "*.row")):
             stale.unlink(missing_ok=True)
         if path.exists():
-            manifest = _read_manifest(path).extended(manifest)
+            manifest = read_manifest(path).extended(manifest)
         elif any(entry.name != ".lock" for entry in folder.iterdir()):
             raise UsageError(
                 "--out is a folder with other things in it",
@@ -271,10 +316,20 @@ def open_run(folder: Path | None, manifest: Manifest) -> Iterator[Run]:
 def _read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.from_json(path.read_bytes())
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is not the record of a run", found=repr(error)[:200], hint="another --out, or remove the folder"
         ) from None
+
+
+def cell_file(folder: Path, key: str) -> Path:
+    """Where a folder keeps the cell of a key."""
+    return folder / "rows" / f"{key}.row"
+
+
+def is_part(key: str) -> bool:
+    """Whether a key is that of a part of a row: the row's, a dash, and where in the visiting order the part begins."""
+    return "-" in key
 
 
 def row_key(parts: Iterable[object]) -> str:

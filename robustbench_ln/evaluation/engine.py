@@ -7,38 +7,31 @@ plan alone: nothing here prints, and nothing touches a file.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import pickle
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from robustbench_ln.corruptions import ImageRng, Ranges, add_noise, degrade, fingerprint, to_float
 from robustbench_ln.corruptions.degrade import FINGERPRINT_IMAGES
-from robustbench_ln.errors import ResourceError, UsageError
+from robustbench_ln.errors import LnbenchError
 from robustbench_ln.metrics.calibration import count, per_image
 from robustbench_ln.models import Classifier
-from robustbench_ln.models.imports import importable_from_here, one_line
+from robustbench_ln.models.imports import one_line
 from robustbench_ln.norms.folding import fold_batchnorm
 from robustbench_ln.norms.modes import Schedule
 from robustbench_ln.norms.predict import Chance, decide, frozen_state, predict_logits
 from robustbench_ln.planning import Plan, PlannedModel
 from robustbench_ln.results import Cell
-from robustbench_ln.types import N_BINS, Condition, ResultRow
+from robustbench_ln.types import N_BINS, Condition, Counts, ResultRow
 
 Finished = Callable[[str], Cell | None]
 
@@ -61,13 +54,27 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """A row is done: its key and cell."""
+    """A row is done, or a part of one.
+
+    Attributes:
+        key: of the row; of a part, the row's with a dash and the place where the part begins.
+        cell: what was counted.
+        replaces: keys of the parts that the row was made of.
+    """
 
     key: str
     cell: Cell
+    replaces: tuple[str, ...] = ()
 
 
-Event = Progress | Finish
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A row could not be found: what is known of it, with the reason in ``extra``."""
+
+    row: ResultRow
+
+
+Event = Progress | Finish | Failure
 
 
 def total_images(plan: Plan) -> int:
@@ -75,19 +82,59 @@ def total_images(plan: Plan) -> int:
     return len(plan.conditions) * sum(len(one.schedules) for one in plan.models) * plan.limit
 
 
-def run(plan: Plan, finished: Finished, *, workers: int = 0) -> Iterator[Event]:
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The smallest piece of work: rows of one condition over one block of the visiting order.
+
+    It names all there is to know beside the plan, so any engine can carry out any jobs in any order, and twice.
+
+    Attributes:
+        condition: its place among the plan's.
+        first: where in the order its images begin.
+        size: how many they are.
+        keys: of the rows, or of the parts of rows, to be found.
+    """
+
+    condition: int
+    first: int
+    size: int
+    keys: frozenset[str]
+
+
+Outcome = tuple[Job, "list[Finish] | str"]
+"""A job with what it gave, or with the reason why it failed."""
+
+
+class Executor(Protocol):
+    """Where jobs are carried out."""
+
+    def outcomes(self, plan: Plan, jobs: Sequence[Job]) -> Iterator[Outcome | Progress]:
+        """Carry out every job, in any order."""
+
+
+def run(
+    plan: Plan,
+    finished: Finished,
+    *,
+    executor: Executor | None = None,
+    shard: tuple[int, int] = (1, 1),
+) -> Iterator[Event]:
     """Evaluate what is missing.
 
     Args:
         plan: from :func:`~robustbench_ln.planning.plan_run`.
         finished: gives the cell of a key that is done already, else None. It must know the cells yielded so far.
-        workers: processes that evaluate conditions side by side; 0 for this process alone. Changes no number.
+        executor: where; in this process when left out. Changes no number.
+        shard: (i, n): only the i-th of n parts of the work.
 
-    Yields: :class:`Progress` while it works and :class:`Finish` for every new row.
+    Yields: :class:`Progress` while it works, :class:`Finish` for every new row or part of one, :class:`Failure` for
+        rows that could not be found.
     """
-    todo: list[tuple[Condition, list[_Task]]] = []
+    i, n = shard
+    rows: dict[str, _Task] = {}
+    jobs: dict[tuple[int, int, int], set[str]] = {}
     reused: list[Condition] = []
-    for condition in plan.conditions:
+    for place, condition in enumerate(plan.conditions):
         tasks = _tasks(plan, condition)
         missing = [task for task in tasks if not _is_whole(plan, finished(task.key))]
         done = (len(tasks) - len(missing)) * plan.limit
@@ -95,15 +142,35 @@ def run(plan: Plan, finished: Finished, *, workers: int = 0) -> Iterator[Event]:
             yield Progress(condition, (), done)
         if not missing:
             continue
-        if condition.kind == "noise" and condition.level == 0:
+        # A shard may lack the clean rows.
+        if condition.kind == "noise" and condition.level == 0 and n == 1:
             reused.append(condition)
-        else:
-            todo.append((condition, missing))
-    if workers > 0 and len(todo) > 1:
-        yield from _run_in_processes(plan, todo, workers)
-    else:
-        for condition, missing in todo:
-            yield from _run_condition(plan, condition, missing)
+            continue
+        for task in missing:
+            rows[task.key] = task
+            for first, size in _blocks(plan, task):
+                key = _part_key(plan, task, first)
+                if key != task.key and _is_whole(plan, finished(key)):
+                    yield Progress(condition, (), size)
+                else:
+                    jobs.setdefault((place, first, size), set()).add(key)
+    mine = [Job(*where, frozenset(keys)) for where, keys in jobs.items()][i - 1 :: n]
+    failed: set[str] = set()
+    for outcome in (executor or InProcess()).outcomes(plan, mine):
+        if isinstance(outcome, Progress):
+            yield outcome
+            continue
+        job, result = outcome
+        if isinstance(result, str):
+            lost = {key.partition("-")[0] for key in job.keys} - failed
+            failed |= lost
+            yield from (Failure(_failed(rows[key], result)) for key in sorted(lost))
+            continue
+        yield from result
+        for finish in result:
+            key, _, part = finish.key.partition("-")
+            if part:
+                yield from _joined(plan, rows[key], finished)
     for condition in reused:
         yield from _reuse_clean(plan, condition, finished)
 
@@ -113,12 +180,87 @@ class _Task:
     """One row to be found: a model under a mode, and the row's key."""
 
     model: PlannedModel
+    condition: Condition
     mode: Schedule
     key: str
 
 
 def _tasks(plan: Plan, condition: Condition) -> list[_Task]:
-    return [_Task(one, mode, plan.key(one, condition, mode)) for one in plan.models for mode in one.schedules]
+    return [
+        _Task(one, condition, mode, plan.key(one, condition, mode)) for one in plan.models for mode in one.schedules
+    ]
+
+
+# Images of a job, about: a few minutes of a large network on a CPU are lost at most, and a job costs nothing
+# beside its forward passes.
+_BLOCK = 16_384
+
+
+def _blocks(plan: Plan, task: _Task) -> list[tuple[int, int]]:
+    """First image and number of images of every block of a row; blocks end where sets of images do."""
+    size = -(-_BLOCK // task.mode.unit) * task.mode.unit
+    return [(first, min(size, plan.limit - first)) for first in range(0, plan.limit, size)]
+
+
+def _part_key(plan: Plan, task: _Task, first: int) -> str:
+    return task.key if len(_blocks(plan, task)) == 1 else f"{task.key}-{first}"
+
+
+def _joined(plan: Plan, task: _Task, finished: Finished) -> Iterator[Finish]:
+    """The row whose parts are all there."""
+    keys = [_part_key(plan, task, first) for first, _ in _blocks(plan, task)]
+    cells = [cell for cell in map(finished, keys) if cell is not None]
+    if len(cells) == len(keys):
+        indices = [plan.order[first : first + size].sort().values.numpy() for first, size in _blocks(plan, task)]
+        yield Finish(task.key, Cell.joined(cells, indices), tuple(keys))
+
+
+def _failed(task: _Task, reason: str) -> ResultRow:
+    return ResultRow(
+        model=task.model.info.id,
+        mode=task.mode.mode.name,
+        condition=task.condition,
+        counts=Counts(0, 0, None, 0.0, 0.0),
+        fingerprint="",
+        images=task.mode.images,
+        seconds=0.0,
+        status="failed",
+        extra={"reason": reason},
+    )
+
+
+def carry_out(plan: Plan, job: Job) -> Iterator[Finish | Progress]:
+    """Do a job's work in this process."""
+    condition = plan.conditions[job.condition]
+    part = plan.block(job.first, job.size)
+    tasks = []
+    for task in _tasks(plan, condition):
+        for first, size in _blocks(plan, task):
+            key = _part_key(plan, task, first)
+            if (first, size) == (job.first, job.size) and key in job.keys:
+                tasks.append(replace(task, key=key))
+    yield from _run_condition(part, condition, tasks)
+
+
+class InProcess:
+    """Jobs one after the other, in this process."""
+
+    def outcomes(self, plan: Plan, jobs: Sequence[Job]) -> Iterator[Outcome | Progress]:
+        """See :class:`Executor`."""
+        for job in jobs:
+            done = []
+            try:
+                for event in carry_out(plan, job):
+                    if isinstance(event, Finish):
+                        done.append(event)
+                    else:
+                        yield event
+            except LnbenchError:
+                raise
+            except Exception as error:  # the network's own code ran, or memory ran out
+                yield job, one_line(error)
+            else:
+                yield job, done
 
 
 def _is_whole(plan: Plan, cell: Cell | None) -> bool:
@@ -138,34 +280,66 @@ def _reuse_clean(plan: Plan, condition: Condition, finished: Finished) -> Iterat
                 yield Progress(condition, (mode.mode.name,), plan.limit)
 
 
-def _run_condition(plan: Plan, condition: Condition, tasks: list[_Task]) -> Iterator[Event]:
+def _run_condition(plan: Plan, condition: Condition, tasks: list[_Task]) -> Iterator[Finish | Progress]:
     """Degrade the stream of images once and let every task predict it."""
     start = time.perf_counter()
     ranges = find_ranges(plan, condition) if condition.range == "rescale" and condition.kind == "noise" else None
-    mark = _degraded(plan, condition, np.arange(min(FINGERPRINT_IMAGES, len(plan.dataset))), ranges)
-    digest = fingerprint(mark)
+    mark = _read(plan, np.arange(min(FINGERPRINT_IMAGES, len(plan.dataset))))
+    digest = fingerprint(_degraded(plan, condition, *mark, ranges))
     streams = [_Stream(plan, task) for task in tasks]
-    degrading = time.perf_counter() - start
-    n = len(plan.dataset)
-    for first in range(0, max(stream.end for stream in streams), plan.batch_size):
-        last = min(first + plan.batch_size, max(stream.end for stream in streams))
-        start = time.perf_counter()
-        indices = plan.order[torch.arange(first, last) % n].numpy()
-        images = _degraded(plan, condition, indices, ranges)
-        degrading += time.perf_counter() - start
-        for stream in streams:
-            scored = stream.feed(images, first)
-            yield Progress(condition, (stream.task.mode.mode.name,), scored)
+    end = max(stream.end for stream in streams)
+    first, degrading = 0, time.perf_counter() - start
+    with closing(_batches(plan, end)) as batches:
+        while True:
+            begun = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                break
+            if plan.timeout is not None and begun - start > plan.timeout:
+                raise TimeoutError(f"took longer than --timeout {plan.timeout:g}")
+            images = _degraded(plan, condition, *batch, ranges)
+            degrading += time.perf_counter() - begun
+            for stream in streams:
+                scored = stream.feed(images, first)
+                yield Progress(condition, (stream.task.mode.mode.name,), scored)
+            first += len(images)
     for stream in streams:
         extra: dict[str, object] = {"ranges": ranges.to_dict()} if ranges else {}
         cell = stream.cell(condition, digest, degrading / len(streams), extra)
         yield Finish(stream.task.key, cell)
 
 
-def _degraded(plan: Plan, condition: Condition, indices: np.ndarray, ranges: Ranges | None) -> Tensor:
-    images = plan.dataset.read(indices).to(plan.device)
+def _batches(plan: Plan, end: int) -> Generator[tuple[NDArray[np.int64], Tensor]]:
+    """Indices and 8-bit images of the first `end` places of the wrapped order; one batch is read ahead."""
+    n = len(plan.dataset)
+    with ThreadPoolExecutor(1, "lnbench-read") as reader:
+        ahead: Future[tuple[NDArray[np.int64], Tensor]] | None = None
+        for first in range(0, end, plan.batch_size):
+            places = torch.arange(first, min(first + plan.batch_size, end))
+            before, ahead = ahead, reader.submit(_read, plan, plan.order[places % n].numpy())
+            if before is not None:
+                yield before.result()
+        if ahead is not None:
+            yield ahead.result()
+
+
+def _read(plan: Plan, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], Tensor]:
+    images = plan.dataset.read(indices)
+    # Pinned memory is copied to the GPU while it works.
+    return indices, images.pin_memory() if plan.device.startswith("cuda") else images
+
+
+def _degraded(
+    plan: Plan, condition: Condition, indices: NDArray[np.int64], images: Tensor, ranges: Ranges | None
+) -> Tensor:
     return degrade(
-        images, condition, torch.from_numpy(indices), plan.seed, ranges, suite=plan.suite, textures=plan.textures
+        images.to(plan.device, non_blocking=True),
+        condition,
+        torch.from_numpy(indices),
+        plan.seed,
+        ranges,
+        suite=plan.suite,
+        textures=plan.textures,
     )
 
 
@@ -194,6 +368,7 @@ class _Stream:
     predicted_to: int = 0
     seconds: float = 0.0
     batches: list[dict[str, np.ndarray]] = field(default_factory=list)
+    most: int = 0  # images of one forward pass, once memory has run out; 0 for no such bound
     network: Classifier = field(init=False)
 
     def __post_init__(self) -> None:
@@ -209,7 +384,8 @@ class _Stream:
     def step(self) -> int:
         """Images of one forward pass: as many whole units as the compute batch holds, at least one."""
         unit = self.task.mode.unit
-        return max(1, self.plan.batch_size // (unit * (4 if self.task.mode.mode.rot90 else 1))) * unit
+        fits = max(1, self.plan.batch_size // (unit * (4 if self.task.mode.mode.rot90 else 1))) * unit
+        return min(fits, self.most or fits)
 
     def feed(self, images: Tensor, first: int) -> int:
         """Take images from position `first` on; returns how many scored images were predicted."""
@@ -219,10 +395,18 @@ class _Stream:
         last = first + len(images) >= self.end
         ready = len(pending) if last else len(pending) // self.step * self.step
         before = min(self.predicted_to, self.plan.limit)
-        for part in torch.split(pending[:ready], self.step):
-            if len(part):
+        while len(part := pending[: min(self.step, ready)]):
+            try:
                 self._predict(part)
-        self.pending = pending[ready:]
+            except torch.OutOfMemoryError:
+                if len(part) <= self.task.mode.unit:
+                    raise
+                # Half of it from now on: what is computed at once changes no number.
+                self.most = max(len(part) // 2 // self.task.mode.unit, 1) * self.task.mode.unit
+                torch.cuda.empty_cache()
+                continue
+            pending, ready = pending[len(part) :], ready - len(part)
+        self.pending = pending
         self.seconds += time.perf_counter() - start
         return min(self.predicted_to, self.plan.limit) - before
 
@@ -325,78 +509,3 @@ def _threads(n: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    sys.stdout = sys.stderr  # what a network's own code prints must not stand among the results
-    # Ctrl-C reaches the whole process group; the parent decides what becomes of the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@cache
-def _read_plan(file: Path) -> Plan:
-    # Modules in the current folder, as the parent found them.
-    with importable_from_here():
-        plan: Plan = pickle.loads(file.read_bytes())
-    return plan
-
-
-def _work(file: Path, index: int, keys: frozenset[str]) -> list[Finish]:
-    try:
-        plan = _read_plan(file)
-    except Exception as error:  # the network's own code is imported and run
-        raise _no_workers(error) from error
-    condition = plan.conditions[index]
-    events = _run_condition(plan, condition, [task for task in _tasks(plan, condition) if task.key in keys])
-    return [event for event in events if isinstance(event, Finish)]
-
-
-def _no_workers(error: Exception) -> UsageError:
-    return UsageError(
-        "a model or data set cannot be handed to worker processes",
-        found=one_line(error),
-        hint="--workers 0, or define its class at the top of a module that can be imported",
-    )
-
-
-def _run_in_processes(plan: Plan, todo: list[tuple[Condition, list[_Task]]], workers: int) -> Iterator[Event]:
-    """Conditions side by side; rows come as they are done.
-
-    Raises:
-        UsageError: the plan cannot be handed to another process.
-        ResourceError: a worker was killed.
-    """
-    try:
-        content = pickle.dumps(plan)
-    except Exception as error:  # the network's own code may run
-        raise _no_workers(error) from error
-    with TemporaryDirectory(prefix="lnbench-") as folder:
-        # By way of a file: a process that cannot read its start arguments leaves its parent waiting for ever.
-        file = Path(folder) / "plan"
-        file.write_bytes(content)
-        # spawn: a forked child would inherit torch's thread pools and CUDA contexts in an undefined state.
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_start_worker)
-        futures: dict[Future[list[Finish]], Condition] = {}
-        try:
-            for condition, missing in todo:
-                keys = frozenset(task.key for task in missing)
-                futures[pool.submit(_work, file, plan.conditions.index(condition), keys)] = condition
-            for future in as_completed(futures):
-                finishes = future.result()
-                yield from finishes
-                names = tuple(dict.fromkeys(finish.cell.row.mode for finish in finishes))
-                yield Progress(futures[future], names, len(finishes) * plan.limit)
-        except BrokenProcessPool as error:
-            raise ResourceError(
-                "a worker process died",
-                found=f"{workers} workers, {one_line(error)}",
-                hint="fewer --workers (memory?); in a script of yours, call evaluate under if __name__ == '__main__'",
-            ) from error
-        except BaseException:
-            for process in (pool._processes or {}).values():
-                os.kill(process.pid, signal.SIGTERM)  # type: ignore[arg-type]
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
