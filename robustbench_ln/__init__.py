@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from robustbench_ln.corruptions import corrupt
     from robustbench_ln.data import ArrayDataset, Dataset, open_dataset
     from robustbench_ln.errors import LnbenchError
+    from robustbench_ln.merging import merge
     from robustbench_ln.models import Classifier, load_model, save_model
     from robustbench_ln.norms import (
         EVAL_MODES,
@@ -39,6 +40,7 @@ _HOMES = {
     "Dataset": "data",
     "open_dataset": "data",
     "LnbenchError": "errors",
+    "merge": "merging",
     "Classifier": "models",
     "load_model": "models",
     "save_model": "models",
@@ -74,6 +76,7 @@ __all__ = [
     "evaluate",
     "load_model",
     "load_results",
+    "merge",
     "open_dataset",
     "report",
     "save_model",

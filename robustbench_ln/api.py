@@ -211,8 +211,11 @@ def evaluate_plan(
         finally:
             # An interrupt passes through here: the documents then hold the rows that are done.
             results = _collect(plan, run, command, failed)
-            if isinstance(run, FolderRun) and len(results):
-                write_everything(run, results)
+            if isinstance(run, FolderRun):
+                if len(results):
+                    write_everything(run, results)
+                elif shard is not None:
+                    save(run, results)  # parts of rows only; `merge` wants to know how they were made
         return results
 
 

@@ -48,11 +48,11 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, command: str = "") 
         assert isinstance(run, FolderRun)
         for source in sources:
             other = FolderRun(source, manifest)
-            for key in other.keys():
+            for key in other.stored():
                 cell = other.get(key)
                 if cell is not None and run.get(key) is None:
                     run.append(key, cell)
-        for row, parts in _parts(run.keys()).items():
+        for row, parts in _parts(run.stored()).items():
             whole = _joined(run, parts)
             if whole is not None:
                 run.append(row, whole)

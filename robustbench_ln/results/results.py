@@ -193,7 +193,8 @@ def collect(
         run=info,
         models=[model_to_document(model) for model in run.manifest.models if model.id in used],
         data=data_to_document(run.manifest.data),
-        predictions=PREDICTIONS if kept and isinstance(run, FolderRun) else None,
+        # A shard may have parts of rows only; which images were scored is then known all the same.
+        predictions=PREDICTIONS if (kept or not rows) and isinstance(run, FolderRun) else None,
         rows=rows,
     )
 

@@ -255,8 +255,8 @@ class FolderRun:
         for key in keys:
             self._path(key).unlink(missing_ok=True)
 
-    def keys(self) -> list[str]:
-        """Of every cell, parts of rows included, whether it can be read or not."""
+    def stored(self) -> list[str]:
+        """Keys of every cell, parts of rows included, whether it can be read or not."""
         return sorted(path.stem for path in self._rows.glob("*.row"))
 
     def cells(self) -> Iterator[tuple[str, Cell]]:
@@ -313,7 +313,12 @@ def open_run(folder: Path | None, manifest: Manifest) -> Iterator[Run]:
         yield FolderRun(folder, manifest)
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """Read a ``run.json``.
+
+    Raises:
+        InputError: it is missing, or is none.
+    """
     try:
         return Manifest.from_json(path.read_bytes())
     except (OSError, ValueError, KeyError, TypeError) as error:
