@@ -1,5 +1,6 @@
 """Keeping results: the run folder with its finished rows, and the `results.json` document made from them."""
 
+from robustbench_ln.files import write_bytes, writing
 from robustbench_ln.results.document import (
     DocumentRow,
     ResultsDocument,
@@ -9,7 +10,6 @@ from robustbench_ln.results.document import (
     load_document,
     shards_missing,
 )
-from robustbench_ln.results.files import write_bytes, writing
 from robustbench_ln.results.results import Results, collect, load_results, save
 from robustbench_ln.results.store import (
     Cell,
