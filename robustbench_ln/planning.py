@@ -6,7 +6,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -68,6 +68,7 @@ class Plan:
         suite: whose constants corruptions have.
         textures: of frost; None where there is none among the conditions.
         keep_predictions: whether every image's class and confidence are kept.
+        other_order: digest of the order, where it is not the seed's own; it then names rows too.
     """
 
     models: tuple[PlannedModel, ...]
@@ -82,12 +83,27 @@ class Plan:
     suite: Suite
     textures: FrostTextures | None = None
     keep_predictions: bool = True
+    other_order: str = ""
+
+    def reordered(self, order: Tensor) -> Plan:
+        """The same images degraded in the same way, but visited in another order: only who shares a batch differs.
+
+        Args:
+            order: ``(N,)`` int64; its first `limit` images are those of this plan's order, in any order.
+        """
+        digest = order_digest(order)
+        if digest == self.manifest.order_sha256:
+            return self
+        manifest = replace(self.manifest, order_sha256=digest)
+        return replace(self, order=order, manifest=manifest, other_order=digest)
 
     def key(self, model: PlannedModel, condition: Condition, mode: Schedule) -> str:
         """Name of a row: a digest of all that can change its numbers."""
         digest = model.info.id.rpartition("@")[2]
         manifest = self.manifest
-        where = (manifest.data.sha256, manifest.seed, manifest.limit, manifest.precision, manifest.kernels)
+        where = [manifest.data.sha256, manifest.seed, manifest.limit, manifest.precision, manifest.kernels]
+        # Only where there is one, so that the rows of other runs keep their keys.
+        where += [self.other_order] if self.other_order else []
         what = (mode.identity, condition.to_dict(), self._textures_of(condition))
         return row_key([*where, digest, *what])
 
@@ -97,10 +113,21 @@ class Plan:
         return self.textures.sha256 if used and self.textures is not None else ""
 
 
-def visiting_order(seed: int, n: int) -> Tensor:
-    """``(n,)`` int64: the seeded shuffled order in which images are visited, the same on every machine."""
-    words = ImageRng(seed, "order", torch.arange(n)).words(2).to(torch.int64)
+def visiting_order(seed: int, n: int, *, draw: int = 0) -> Tensor:
+    """``(n,)`` int64: the seeded shuffled order in which images are visited, the same on every machine.
+
+    Args:
+        seed: of the run.
+        n: number of images.
+        draw: 0 for the order of a run; others are independent of it.
+    """
+    words = ImageRng(seed, f"order/{draw}" if draw else "order", torch.arange(n)).words(2).to(torch.int64)
     return ((words[:, 0] << 32) | (words[:, 1] & 0xFFFFFFFF)).argsort(stable=True)
+
+
+def order_digest(order: Tensor) -> str:
+    """SHA-256 of a visiting order."""
+    return hashlib.sha256(order.numpy().astype("<i8").tobytes()).hexdigest()
 
 
 def choose_device(name: str) -> str:
@@ -259,7 +286,7 @@ def plan_run(
         limit=limit,
         precision="fp32",
         kernels=KERNEL_VERSION,
-        order_sha256=hashlib.sha256(order.numpy().astype("<i8").tobytes()).hexdigest(),
+        order_sha256=order_digest(order),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         models=tuple(one.info for one in planned),
         modes=tuple(ran),

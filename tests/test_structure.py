@@ -41,10 +41,12 @@ RANKS = {
     "api": 6,
     "comparing": 6,  # may use reports for the ink
     "gating": 7,
-    ROOT: 7,  # the package's own __init__, the names that users import
-    "testing": 8,
-    "cli": 8,
-    "__main__": 9,
+    "auditing": 7,
+    "reproducing": 7,
+    ROOT: 8,  # the package's own __init__, the names that users import
+    "testing": 9,
+    "cli": 9,
+    "__main__": 10,
 }
 
 
