@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,10 +110,10 @@ class OrderAudit:
 
 
 def audit_order(
-    model: str | nn.Module | list[str | nn.Module],
+    model: str | nn.Module | Sequence[str | nn.Module],
     data: str | Dataset = "demo",
     *,
-    modes: str | list[str] | None = None,
+    modes: str | Iterable[str] | None = None,
     out: str | Path | None = None,
     workers: int = 0,
     threads: int | None = None,
@@ -144,10 +144,10 @@ def audit_order(
 
 
 def plan_orders(
-    model: str | nn.Module | list[str | nn.Module],
+    model: str | nn.Module | Sequence[str | nn.Module],
     data: str | Dataset = "demo",
     *,
-    modes: str | list[str] | None = None,
+    modes: str | Iterable[str] | None = None,
     **settings: Any,
 ) -> dict[str, Plan]:
     """The plan of every order, by its name; arguments and errors as of :func:`audit_order`."""
@@ -282,9 +282,9 @@ def tables(audit: OrderAudit) -> Iterator[Table]:
                 for row in rows
             ),
             names=1,
-            note=f"In %, in brackets 95 % intervals; {SHUFFLES} shuffled orders, their mean and their extremes. Cost of "
-            "sorting: shuffled minus class by class, in points. Unsteady: images predicted differently in two shuffled "
-            "orders.",
+            note=f"In %, in brackets 95 % intervals; {SHUFFLES} shuffled orders, their mean and their extremes. "
+            "Cost of sorting: shuffled minus class by class, in points. Unsteady: images predicted differently in two "
+            "shuffled orders.",
         )  # fmt: skip
 
 
@@ -336,7 +336,8 @@ def figure(audit: OrderAudit) -> Figure:
 def charts(audit: OrderAudit) -> Iterator[tuple[str, list[Series], list[str]]]:
     """What a terminal draws, a chart a model and condition: title, series over log2 M, their names."""
     for (model, condition), rows in _parts(audit):
-        series, names = [], []
+        series: list[Series] = []
+        names: list[str] = []
         for mode in dict.fromkeys(row.mode for row in rows):
             mine = [row for row in rows if row.mode == mode]
             for name, picked in ((f"{mode}, shuffled", "shuffled"), (f"{mode}, class by class", SORTED)):

@@ -101,7 +101,8 @@ class Manifest:
         """Return this manifest with what `other` adds.
 
         Raises:
-            UsageError: `other` has another data set, seed, limit, precision, kernels or visiting order, or other frost textures.
+            UsageError: `other` has another data set, seed, limit, precision, kernels or visiting order, or other
+                frost textures.
         """
         mine, theirs = self.data.frost_sha256, other.data.frost_sha256
         data = self.data if mine else replace(self.data, frost=other.data.frost, frost_sha256=theirs)
