@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +12,11 @@ import torch
 from robustbench_ln import evaluation
 from robustbench_ln._version import __version__
 from robustbench_ln.evaluation import Event, Finish
+from robustbench_ln.files import as_utf8
 from robustbench_ln.metrics.accuracy import chance_bound, near_chance
-from robustbench_ln.planning import Plan, check_numbers, plan_run
+from robustbench_ln.planning import Plan, check_numbers, plan_run, threads_of
 from robustbench_ln.reports import csv, summarise
 from robustbench_ln.results import FolderRun, Results, Run, RunInfo, collect, open_run, save, write_bytes
-from robustbench_ln.results.files import as_utf8
 from robustbench_ln.types import ResultRow
 
 if TYPE_CHECKING:
@@ -225,18 +224,3 @@ def _write_everything(run: FolderRun, results: Results) -> None:
     summary = summarise(results.document, results.hits)
     write_bytes(run.folder / "results.csv", csv.render(summary).encode())
     save_plots(summary, run.folder)
-
-
-@contextmanager
-def threads_of(threads: int | None) -> Iterator[None]:
-    """Use that many threads in the block; None leaves the number alone."""
-    if threads is None:
-        yield
-        return
-    check_numbers(threads=threads)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

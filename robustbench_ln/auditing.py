@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustbench_ln.api import evaluate_plan, threads_of
+from robustbench_ln.api import evaluate_plan
 from robustbench_ln.errors import UsageError
 from robustbench_ln.evaluation import Event
 from robustbench_ln.metrics.accuracy import clustered_interval
 from robustbench_ln.metrics.bootstrap import BootstrapMean
 from robustbench_ln.metrics.mce import Estimate
 from robustbench_ln.norms.modes import EvalMode, NetworkNorms, Schedule, parse_mode, schedule
-from robustbench_ln.planning import Plan, PlannedModel, check_numbers, plan_run, visiting_order
+from robustbench_ln.planning import Plan, PlannedModel, check_numbers, plan_run, threads_of, visiting_order
 from robustbench_ln.reports.chart import Series
 from robustbench_ln.reports.panels import Line, Row, compose, curves
 from robustbench_ln.reports.style import mode_styles

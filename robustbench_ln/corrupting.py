@@ -26,8 +26,8 @@ from robustbench_ln.corruptions import KERNEL_VERSION, Degradations, degrade, pl
 from robustbench_ln.corruptions.suites import PARITY_QUALITY, SEVERITIES
 from robustbench_ln.data import Dataset, open_dataset
 from robustbench_ln.errors import InputError, ResourceError, UsageError, unknown_name
+from robustbench_ln.files import leftovers, locked, write_bytes, writing
 from robustbench_ln.planning import check_numbers, choose_device, visiting_order
-from robustbench_ln.results.files import leftovers, locked, write_bytes, writing
 from robustbench_ln.types import Condition
 
 OnImages = Callable[[Condition, int], None]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from robustbench_ln.corruptions import KERNEL_VERSION, FrostTextures, ImageRng, Suite, plan_degradations, to_float
 from robustbench_ln.data import Dataset, open_dataset
 from robustbench_ln.errors import InputError, LnbenchError, UsageError, unknown_name
+from robustbench_ln.files import as_utf8
 from robustbench_ln.models import (
     Classifier,
     LoadedModel,
@@ -32,7 +34,6 @@ from robustbench_ln.models.preprocessing import PROBE_IMAGES
 from robustbench_ln.norms import NetworkNorms, choose_modes, frozen_state, parse_mode
 from robustbench_ln.norms.modes import Schedule, schedule
 from robustbench_ln.results import Manifest, row_key
-from robustbench_ln.results.files import as_utf8
 from robustbench_ln.types import Condition, DataInfo, ModelInfo
 
 
@@ -329,6 +330,21 @@ def check_numbers(**numbers: int | None) -> None:
         if value is not None and value < least:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} is too small", found=str(value), hint=f"{option} {least} or more")
+
+
+@contextmanager
+def threads_of(threads: int | None) -> Iterator[None]:
+    """Use that many threads in the block; None leaves the number alone."""
+    if threads is None:
+        yield
+        return
+    check_numbers(threads=threads)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _schedules(

@@ -19,7 +19,7 @@ from robustbench_ln.data import ArrayDataset, Dataset, open_dataset, parse_geome
 from robustbench_ln.data.geometry import resized
 from robustbench_ln.data.imagefiles import read_image
 from robustbench_ln.errors import UsageError
-from robustbench_ln.results.files import writing
+from robustbench_ln.files import writing
 
 _CELL = 112  # pixels of a cell's side, at least
 _GAP, _LEFT, _LINE, _LABEL = 6, 170, 18, 16

@@ -301,8 +301,9 @@ def in_place(network: nn.Module, make: Callable[[int], nn.Module]) -> nn.Module:
     [
         (lambda c: nn.GroupNorm(math.gcd(32, c), c), "groupnorm", {}),
         (lambda c: nn.GroupNorm(4, c), "groupnorm", {"norm": "groupnorm", "norm_groups": 4}),
-        (lambda c: nn.GroupNorm(1, c), "groupnorm", {"norm": "layernorm"}),
+        (lambda c: nn.GroupNorm(1, c), "layernorm", {"norm": "layernorm"}),
         (lambda c: nn.InstanceNorm2d(c, affine=True), "instancenorm", {"norm": "instancenorm"}),
+        (lambda c: nn.BatchNorm2d(c, track_running_stats=False), "bn", {"norm": "dynbn"}),
         (nn.InstanceNorm2d, "instancenorm", {}),
         (SwitchableNorm2d, "switchnorm", {}),
         (lambda c: SwitchableNorm2d(c, batch=False), "switchnorm", {}),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from robustbench_ln.errors import ResourceError
-from robustbench_ln.results.files import write_bytes
+from robustbench_ln.files import write_bytes
 
 
 def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from robustbench_ln.errors import InputError, UsageError
 from robustbench_ln.norms import (
     EVAL_MODES,
+    NORMS,
     Layout,
     LocalNorm,
     LocalNorm1d,
@@ -23,6 +24,7 @@ from robustbench_ln.norms import (
     LocalNorm3d,
     NetworkNorms,
     choose_modes,
+    convert_norms,
     convert_to_localnorm,
     frozen_state,
     norm_kind,
@@ -296,8 +298,9 @@ class BatchNormAct2d(nn.BatchNorm2d):
         self.drop, self.act = nn.Identity(), nn.Tanh()
 
     def forward(self, x: Tensor) -> Tensor:
+        live = self.running_mean is None
         x = nn.functional.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, self.eps
+            x, self.running_mean, self.running_var, self.weight, self.bias, live, 0.1, self.eps
         )
         return self.act(self.drop(x))
 
@@ -369,22 +372,87 @@ def test_conversion_copies_parameters_into_every_group_and_leaves_the_source_alo
     assert norm_kind(converted) == "ln"
 
 
-def test_conversion_keeps_what_a_batchnorm_subclass_does_besides() -> None:
+@pytest.mark.parametrize("to", NORMS)
+def test_conversion_keeps_what_a_batchnorm_subclass_does_besides(to: str) -> None:
     layer = randomised(BatchNormAct2d(4))
-    converted = convert_to_localnorm(nn.Sequential(layer), 1).eval()
+    nn.init.uniform_(layer.weight, 0.5, 1.5)
+    nn.init.normal_(layer.bias)
+    plain = nn.BatchNorm2d(4).eval()
+    plain.load_state_dict(layer.state_dict())
     x = torch.rand(6, 4, 5, 5)
-    expected = torch.tanh(nn.functional.batch_norm(x, None, None, training=True))
-    assert torch.allclose(converted(x), expected, atol=1e-5)
+    expected = convert_norms(plain, to)(x)
+    assert torch.allclose(convert_norms(nn.Sequential(layer), to)(x), torch.tanh(expected), atol=1e-6)
+
+
+def test_a_mode_of_a_converted_network_keeps_what_a_batchnorm_subclass_does_besides() -> None:
+    converted = convert_to_localnorm(nn.Sequential(randomised(BatchNormAct2d(4))), 1).eval()
+    x = torch.rand(6, 4, 5, 5)
     with using(converted, Layout(1, (0,) * 6)):
-        expected = torch.tanh(nn.functional.instance_norm(x))
-        assert torch.allclose(converted(x), expected, atol=1e-5)
+        assert torch.allclose(converted(x), torch.tanh(nn.functional.instance_norm(x)), atol=1e-5)
 
 
-def test_conversion_refuses_networks_without_batchnorm_and_bad_groups() -> None:
-    with pytest.raises(UsageError, match="BatchNorm"):
+@pytest.mark.parametrize(
+    ("to", "function"),
+    [
+        ("bn", lambda x, n: nn.functional.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias)),
+        ("dynbn", lambda x, n: nn.functional.batch_norm(x, None, None, n.weight, n.bias, training=True)),
+        ("ln", lambda x, n: torch.cat([nn.functional.batch_norm(part, None, None, n.weight, n.bias, training=True)
+                                       for part in x.chunk(4)])),
+        ("layernorm", lambda x, n: nn.functional.layer_norm(x, x.shape[1:]) * n.weight[:, None, None]
+         + n.bias[:, None, None]),
+        ("instancenorm", lambda x, n: nn.functional.instance_norm(x, weight=n.weight, bias=n.bias)),
+        ("groupnorm", lambda x, n: nn.functional.group_norm(x, 2, n.weight, n.bias)),
+    ],
+)  # fmt: skip
+def test_a_converted_layer_is_the_normalisation_of_its_name_with_the_gamma_and_beta_of_before(
+    to: str, function: Callable[[Tensor, nn.BatchNorm2d], Tensor]
+) -> None:
+    layer = nn.BatchNorm2d(6)
+    nn.init.uniform_(layer.weight, 0.5, 1.5)
+    nn.init.normal_(layer.bias)
+    randomised(layer)
+    x = torch.randn(8, 6, 5, 5)
+    # Four groups of 6 channels: as many as divide both, 2.
+    converted = convert_norms(layer, to, groups=4 if to in ("ln", "groupnorm") else None)
+    assert torch.allclose(converted(x), function(x, layer), atol=1e-5)
+    assert norm_kind(converted) == ("bn" if to == "dynbn" else to)
+
+
+def test_switchable_norm_starts_with_everything_that_batchnorm_has() -> None:
+    layer = randomised(nn.BatchNorm2d(6))
+    converted = convert_norms(layer, "switchnorm")
+    nn.init.constant_(converted.mean_weight[2:], 50)
+    nn.init.constant_(converted.var_weight[2:], 50)
+    x = torch.randn(8, 6, 5, 5)
+    assert torch.allclose(converted(x), layer(x), atol=1e-5)
+    with pytest.raises(InputError, match="images only"):
+        convert_norms(nn.BatchNorm1d(6), "switchnorm")
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d])
+@pytest.mark.parametrize("to", [name for name in NORMS if name != "switchnorm"])
+def test_every_kind_of_batchnorm_can_be_converted(kind: Callable[..., nn.Module], to: str) -> None:
+    plain = kind(4, eps=0.3)
+    converted = convert_norms(plain, to)
+    shape = {nn.BatchNorm1d: (8, 4, 3), nn.BatchNorm3d: (8, 4, 3, 2, 2)}.get(kind, (8, 4, 3, 3))
+    assert converted.eval()(torch.rand(shape)).shape == shape
+    assert converted.eps == 0.3
+    assert to == "bn" or not any("running" in key or "batches" in key for key in converted.state_dict())
+
+
+def test_conversion_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(InputError, match="no norm layers"):
         convert_to_localnorm(nn.Linear(2, 2), 4)
-    with pytest.raises(UsageError, match="K = 0"):
+    with pytest.raises(InputError, match="norm layers of kind ln"):
+        convert_to_localnorm(ln_network(), 4)
+    with pytest.raises(InputError, match="OwnArithmetic"):
+        convert_norms(OwnArithmetic(4), "groupnorm")
+    with pytest.raises(UsageError, match="0 groups"):
         convert_to_localnorm(bn_network(), 0)
+    with pytest.raises(UsageError, match="layernorm has no groups"):
+        convert_norms(bn_network(), "layernorm", groups=4)
+    with pytest.raises(UsageError, match="try: groupnorm"):
+        convert_norms(bn_network(), "gruopnorm")
 
 
 # ---- Names, defaults, units ------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ RANKS = {
     "_version": 0,
     "yaml_files": 1,
     "numerics": 1,
+    "files": 1,
     "corruptions": 2,
     "norms": 2,
     "data": 2,

@@ -11,11 +11,11 @@ from typing import Any
 import typer
 from tabulate import tabulate
 
-from robustbench_ln.api import threads_of
 from robustbench_ln.auditing import OrderAudit, audit_plans, charts, plan_orders, tables
 from robustbench_ln.cli.process import command_line
 from robustbench_ln.cli.progress import Display
 from robustbench_ln.errors import UsageError
+from robustbench_ln.planning import threads_of
 from robustbench_ln.reports import chart
 from robustbench_ln.reports.text import visible
 

@@ -81,9 +81,9 @@ def corrupt_command(
     """
     if not quiet:
         print("loading ...", file=sys.stderr, flush=True)
-    from robustbench_ln.api import threads_of
     from robustbench_ln.cli.progress import Bars
     from robustbench_ln.corrupting import plan_corrupted, write_corrupted
+    from robustbench_ln.planning import threads_of
 
     with threads_of(threads):
         job = plan_corrupted(

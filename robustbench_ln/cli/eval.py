@@ -103,9 +103,9 @@ def eval_command(
     """
     if not quiet:
         print("loading ...", file=sys.stderr, flush=True)
-    from robustbench_ln.api import evaluate_plan, threads_of
+    from robustbench_ln.api import evaluate_plan
     from robustbench_ln.cli.progress import Display
-    from robustbench_ln.planning import check_numbers, plan_run
+    from robustbench_ln.planning import check_numbers, plan_run, threads_of
     from robustbench_ln.reports import summarise, terminal
     from robustbench_ln.results import dump_document
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
-from types import FrameType
-from typing import NoReturn
+from types import FrameType, TracebackType
+from typing import NoReturn, Self
 
 
 def command_line() -> str:
@@ -34,3 +35,36 @@ class Interrupted(SystemExit):
 def interrupt(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the signature of a signal handler
     """Take the way out, through every clean-up."""
     raise Interrupted(number)
+
+
+class Stop:
+    """While the block runs, the first SIGINT or SIGTERM is only taken down, for work that stops at a point of its own.
+
+    The second one is not waited for.
+
+    Attributes:
+        number: of the signal; 0 while there was none.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        return self.number > 0
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            interrupt(number, frame)
+        self.number = number
+        print("stopping after this step; once more to stop at once ...", file=sys.stderr)

@@ -15,6 +15,8 @@ from robustbench_ln import evaluation
 from robustbench_ln.cli.process import Interrupted
 from robustbench_ln.evaluation import Event, total_images
 from robustbench_ln.planning import Plan
+from robustbench_ln.training import Epoch, TrainingPlan
+from robustbench_ln.training import Progress as TrainingProgress
 
 _LINE_EVERY = 30.0  # seconds between plain lines where there is no terminal
 
@@ -94,3 +96,31 @@ class Display(Bars):
     def _keep(self, rows: int) -> None:
         self._rows += rows
         self.kept = f"{self._rows} of {self._total} rows are kept in {self._folder}"
+
+
+class TrainingDisplay(Bars):
+    """The progress of a training, in images; a line an epoch."""
+
+    def __init__(self, plan: TrainingPlan, folder: Path, *, quiet: bool) -> None:
+        settings = plan.settings
+        each = len(plan.train) // settings.batch_size * settings.batch_size
+        super().__init__(each * settings.epochs, "images", kept="nothing was trained yet", quiet=quiet)
+        self._folder, self._quiet = folder, quiet
+
+    def on_event(self, event: Epoch | TrainingProgress) -> None:
+        """Show where the training is."""
+        if isinstance(event, Epoch):
+            self._say(event)
+            return
+        self.kept = f"{event.images} of {event.total} images are trained on, the state is kept in {self._folder}"
+        label = f"epoch {event.epoch} of {event.epochs}, loss {event.loss:.3f}, rate {event.learning_rate:.3g}"
+        self.advance(label, event.images - self.done)
+
+    def _say(self, epoch: Epoch) -> None:
+        if self._quiet:
+            return
+        held_out = ""
+        if epoch.eval_accuracy is not None:
+            held_out = f", held out {100 * epoch.eval_accuracy:.2f} %{' (best)' if epoch.best else ''}"
+        text = f"epoch {epoch.epoch}: loss {epoch.loss:.4f}, accuracy {100 * epoch.accuracy:.2f} %{held_out}, "
+        self._bar.console.print(f"{text}{epoch.seconds:.0f} s", highlight=False)

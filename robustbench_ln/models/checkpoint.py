@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor, nn
 
-from robustbench_ln.errors import ResourceError
+from robustbench_ln.files import write_bytes
 from robustbench_ln.models.metadata import as_text
 
 
@@ -69,18 +68,11 @@ def save_model(path: Path | str, network: nn.Module, *, metadata: Mapping[str, A
         metadata: `arch`, `num_classes`, `n_groups`, `group_size`, `mean`, `std`, `preprocessing`; None is left out.
 
     Raises:
-        ResourceError: the file cannot be written.
+        ResourceError: the file cannot be written, or what stands there is no file.
     """
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in network.state_dict().items()}
     content = _with_sorted_header(safetensors.torch.save(tensors, as_text(metadata)))
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise ResourceError("the model file cannot be written", found=str(error), hint="another folder") from error
+    write_bytes(Path(path), content)
 
 
 def _with_sorted_header(content: bytes) -> bytes:

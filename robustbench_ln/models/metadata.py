@@ -43,6 +43,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "mean": _channels,
     "std": _channels,
     "preprocessing": _text,
+    "source_sha256": _text,
 }
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
-from robustbench_ln.errors import InputError
 from robustbench_ln.models.architectures import ARCHITECTURES, Match, NormForm, Shapes, as_batchnorm, timm_zoo
-from robustbench_ln.norms import SwitchableNorm2d, convert_to_localnorm, norm_layers, replace_norms
+from robustbench_ln.norms import NORMS, SwitchableNorm2d, convert_norms, norm_layers, replace_norms
 
-_GROUPS = 32  # what the GroupNorm paper and every library take where nothing is said
-_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-AFFINE_KINDS = ("groupnorm", "instancenorm", "layernorm")
+AFFINE_KINDS = ("dynbn", "groupnorm", "instancenorm", "layernorm")
 """Norm layers that a state dict cannot tell apart; metadata may name the one."""
 
 
@@ -43,43 +39,32 @@ def with_norms(
 
     Returns: the network, and what had to be assumed.
     """
-    if form.kind == "bn":
-        return network, ()
-    if form.kind == "ln":
-        assert form.n_groups is not None, "LocalNorm's shapes say K"
-        return convert_to_localnorm(network, form.n_groups), ()
-    kind, warnings = form.kind, tuple[str, ...]()
-    if kind == "affine":
-        kind = metadata.get("norm", "")
-        if kind not in AFFINE_KINDS:
-            kind = "groupnorm"
-            warnings = (_assumption(network, metadata.get("norm_groups")),)
-    groups = 1 if kind == "layernorm" else metadata.get("norm_groups", _GROUPS)
-
-    def make(name: str, layer: nn.Module) -> nn.Module:
-        if type(layer) not in _PLAIN:
-            raise InputError(
-                f"{name} is a BatchNorm that does more than normalise; no other norm layer is known in its place",
-                found=type(layer).__name__,
-                hint="--arch package.module:factory, a network that has the norm layers of the file",
-            )
-        features = len(layer.get_buffer("running_mean"))
-        if form.kind == "layernorm":
-            return nn.LayerNorm(shapes[f"{name}.weight"])
-        if kind == "switchnorm":
-            return SwitchableNorm2d(features, batch=form.batch)
-        if kind == "instancenorm":
-            return nn.InstanceNorm2d(features, affine=form.kind == "affine")
-        return nn.GroupNorm(math.gcd(groups, features), features)
-
-    return replace_norms(network, make).train(network.training), warnings
+    match form.kind:
+        case "bn":
+            return network, ()
+        case "affine":
+            kind, groups = metadata.get("norm"), metadata.get("norm_groups")
+            if kind in AFFINE_KINDS:
+                return convert_norms(network, kind, groups=groups if NORMS[kind].groups else None), ()
+            return convert_norms(network, "groupnorm", groups=groups), (_assumption(network, groups),)
+        case "layernorm":
+            return replace_norms(network, lambda name, _: nn.LayerNorm(shapes[f"{name}.weight"])), ()
+        case "instancenorm":
+            return replace_norms(network, lambda _, layer: nn.InstanceNorm2d(len(layer.get_buffer("running_mean")))), ()
+        case "switchnorm" if not form.batch:
+            return replace_norms(
+                network, lambda _, layer: SwitchableNorm2d(len(layer.get_buffer("running_mean")), batch=False)
+            ), ()
+    return convert_norms(network, form.kind, groups=form.n_groups), ()
 
 
 def _assumption(network: nn.Module, groups: int | None) -> str:
-    said = f"{groups or _GROUPS} groups" + ("" if groups else " (as many as divide both 32 and the channels)")
+    usual = NORMS["groupnorm"].groups
+    said = f"{groups or usual} groups" + ("" if groups else f" (as many as divide both {usual} and the channels)")
     return (
         f"{len(norm_layers(network))} norm layers have a weight and a bias and no running statistics, which GroupNorm, "
-        f"InstanceNorm and LayerNorm share; taken is GroupNorm with {said}; metadata 'norm' and 'norm_groups' decide"
+        f"InstanceNorm, LayerNorm and Dynamic BatchNorm share; taken is GroupNorm with {said}; metadata 'norm' and "
+        "'norm_groups' decide"
     )
 
 

@@ -1,21 +1,24 @@
-"""Finding a network's norm layers, and turning a BatchNorm network into a LocalNorm one."""
+"""Finding a network's norm layers, and turning a BatchNorm network into one of another normalisation."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from robustbench_ln.errors import UsageError
+from robustbench_ln.errors import InputError, UsageError, unknown_name
 from robustbench_ln.norms.layer import LocalNorm, LocalNorm1d, LocalNorm2d, LocalNorm3d
 from robustbench_ln.norms.switchable import SwitchableNorm2d
 
 _LOCAL = {1: LocalNorm1d, 2: LocalNorm2d, 3: LocalNorm3d}
+_INSTANCE = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 _COMPARATORS: dict[str, tuple[type[nn.Module], ...]] = {
     "groupnorm": (nn.GroupNorm,),
-    "instancenorm": (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    "instancenorm": tuple(_INSTANCE.values()),
     "layernorm": (nn.LayerNorm,),
     "switchnorm": (SwitchableNorm2d,),
 }
@@ -46,6 +49,8 @@ def norm_layers(network: nn.Module) -> dict[str, nn.Module]:
 def norm_kind(network: nn.Module) -> str:
     """``bn``, ``ln``, ``groupnorm``, ``instancenorm``, ``layernorm``, ``switchnorm`` or ``none``; the first found.
 
+    GroupNorm with one group in every layer is LayerNorm over an image's channels and pixels, and called so.
+
     Raises:
         UsageError: BatchNorm and LocalNorm layers in one network, for which no evaluation mode is defined.
     """
@@ -60,8 +65,9 @@ def norm_kind(network: nn.Module) -> str:
     if found:
         return "ln" if local else "bn"
     for kind, types in _COMPARATORS.items():
-        if any(isinstance(module, types) for module in network.modules()):
-            return kind
+        layers = [module for module in network.modules() if isinstance(module, types)]
+        if layers:
+            return "layernorm" if all(getattr(layer, "num_groups", 0) == 1 for layer in layers) else kind
     return "none"
 
 
@@ -81,59 +87,177 @@ def n_groups(network: nn.Module) -> int | None:
     return counts.pop() if counts else None
 
 
-def convert_to_localnorm(network: nn.Module, n_groups: int) -> nn.Module:
-    """A copy of `network` in which every BatchNorm is a LocalNorm with `n_groups` groups.
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A normalisation that can stand in BatchNorm's place.
 
-    All groups start from the BatchNorm's gamma and beta; running statistics are dropped. Names stay, so the state
-    dict keeps its keys, with ``weight`` and ``bias`` of shape (K, C).
+    Attributes:
+        description: what it is, in a few words.
+        like: makes the layer that takes the place of a BatchNorm, with its gamma and beta, given a number of groups.
+        groups: how many it has where nothing is said; None for one without groups.
+    """
+
+    description: str
+    like: Callable[[nn.Module, int], nn.Module]
+    groups: int | None = None
+
+
+def convert_norms(network: nn.Module, to: str, *, groups: int | None = None) -> nn.Module:
+    """A copy of `network` in which every BatchNorm is a layer of another normalisation.
+
+    Gamma and beta are kept, in LocalNorm by each of the K groups; running statistics only where the normalisation
+    has some. Names stay, so the state dict keeps its keys.
+
+    Args:
+        network: any network with BatchNorm layers (SyncBatchNorm, FrozenBatchNorm2d, subclasses); not modified.
+        to: a name of :data:`NORMS`; ``bn`` gives an unchanged copy.
+        groups: K of LocalNorm (8 when left out); groups of channels of GroupNorm (32; where they do not divide the
+            channels, as many as divide both).
+
+    Raises:
+        UsageError: an unknown name, `groups` below 1, or for a normalisation that has none.
+        InputError: the network has no BatchNorm layer, or one in whose place the normalisation cannot stand.
+
+    Source: Yin et al. 2021, section 4 (fine-tuning from pretrained BatchNorm networks).
+    """
+    if to not in NORMS:
+        raise unknown_name("normalisation", to, NORMS)
+    norm = NORMS[to]
+    if groups is not None and norm.groups is None:
+        raise UsageError(f"{to} has no groups", found=f"{groups} groups", hint="--groups with ln or groupnorm only")
+    if groups is not None and groups < 1:
+        raise UsageError("a normalisation needs at least one group", found=f"{groups} groups", hint="--groups 8")
+    kind = norm_kind(network)
+    if kind != "bn":
+        raise InputError(
+            "only a BatchNorm network can be turned into one of another normalisation",
+            found="no norm layers" if kind == "none" else f"norm layers of kind {kind}",
+            hint="a network with BatchNorm or SyncBatchNorm layers",
+        )
+    number = groups or norm.groups or 1
+    return replace_norms(network, lambda _, layer: norm.like(layer, number))
+
+
+def convert_to_localnorm(network: nn.Module, n_groups: int) -> nn.Module:
+    """A copy of `network` in which every BatchNorm is a LocalNorm with `n_groups` groups; see `convert_norms`.
 
     Args:
         network: any network; not modified.
         n_groups: K, at least 1.
 
     Raises:
-        UsageError: the network has no BatchNorm layer, or `n_groups` is below 1.
-
-    Source: Yin et al. 2021, section 4 (fine-tuning from pretrained BatchNorm networks).
+        UsageError: `n_groups` is below 1.
+        InputError: the network has no BatchNorm layer.
     """
-    if n_groups < 1:
-        raise UsageError("LocalNorm needs at least one group", found=f"K = {n_groups}", hint="--groups 8")
-    if norm_kind(network) != "bn":
-        raise UsageError(
-            "only a BatchNorm network can be turned into a LocalNorm network",
-            found=f"norm layers of kind {norm_kind(network)!r}",
-            hint="a network with BatchNorm or SyncBatchNorm layers",
-        )
-    return replace_norms(network, lambda _, layer: _localnorm_like(layer, n_groups))
+    return convert_norms(network, "ln", groups=n_groups)
 
 
 def replace_norms(network: nn.Module, make: Callable[[str, nn.Module], nn.Module]) -> nn.Module:
-    """A copy of `network` with ``make(name, layer)`` in the place of every BatchNorm and LocalNorm layer."""
+    """A copy of `network` with ``make(name, layer)`` in the place of every BatchNorm and LocalNorm layer.
+
+    What a BatchNorm subclass does after normalising (timm's BatchNormAct2d: drop, act) stays.
+
+    Raises:
+        InputError: a BatchNorm subclass with a forward pass of its own.
+    """
     converted = copy.deepcopy(network)
     for name, layer in norm_layers(converted).items():
+        made = make(name, layer)
+        if type(made) is not type(layer):
+            made = _followed_by_the_rest(layer, made.train(layer.training))
         if not name:
-            return make(name, layer)
+            return made
         parent, _, child = name.rpartition(".")
-        setattr(converted.get_submodule(parent), child, make(name, layer))
+        setattr(converted.get_submodule(parent), child, made)
     return converted
 
 
-def _localnorm_like(layer: nn.Module, n_groups: int) -> nn.Module:
-    dimensions = {nn.BatchNorm1d: 1, nn.BatchNorm3d: 3}
-    spatial = next((d for kind, d in dimensions.items() if isinstance(layer, kind)), 2)
-    # FrozenBatchNorm2d holds the same names as buffers, so the attributes are looked up, not typed.
-    gamma: Tensor | None = getattr(layer, "weight", None)
-    beta: Tensor | None = getattr(layer, "bias", None)
-    eps = float(getattr(layer, "eps", 1e-5))
-    local = _LOCAL[spatial](_features(layer), n_groups, eps=eps, affine=gamma is not None)
-    local.train(layer.training)
-    for parameter, source in ((local.weight, gamma), (local.bias, beta)):
-        if parameter is not None and source is not None:
-            # Through .data: the new parameters are leaves that want gradients.
-            parameter.data = source.detach().expand_as(parameter).clone()
-    if type(layer) in (*dimensions, nn.BatchNorm2d, nn.SyncBatchNorm) or is_frozen_batchnorm(layer):
-        return local
-    return _with_the_rest(layer, local)
+_PLAIN_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+
+
+def _followed_by_the_rest(layer: nn.Module, norm: nn.Module) -> nn.Module:
+    """`norm`, followed by the modules that `layer` holds."""
+    rest = dict(layer.named_children())
+    # Children are added to the layer itself, so that the keys `weight` and `bias` keep their place.
+    for name, module in rest.items():
+        norm.add_module(name, module)
+    if rest:
+        norm.register_forward_hook(_children_in_turn)
+    elif is_batchnorm(layer) and not is_frozen_batchnorm(layer) and type(layer).forward not in _PLAIN_FORWARDS:
+        raise InputError(
+            "a BatchNorm subclass with a forward pass of its own cannot be replaced",
+            found=type(layer).__name__,
+            hint="build the network with plain BatchNorm layers",
+        )
+    return norm
+
+
+def _children_in_turn(layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    for module in layer.children():
+        output = module(output)
+    return output
+
+
+def _dynamic(layer: nn.Module, _: int) -> nn.Module:
+    """A BatchNorm without running statistics, which uses those of the batch in eval() too."""
+    if is_frozen_batchnorm(layer):
+        return _adopt(nn.BatchNorm2d(_features(layer), _eps(layer), track_running_stats=False), layer)
+    layer.track_running_stats = False  # type: ignore[assignment]
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        layer.register_buffer(name, None)
+    return layer
+
+
+def _local(layer: nn.Module, n_groups: int) -> nn.Module:
+    kind = _LOCAL[_spatial(layer)]
+    return _adopt(kind(_features(layer), n_groups, _eps(layer), affine=_is_affine(layer)), layer)
+
+
+def _group(layer: nn.Module, groups: int) -> nn.Module:
+    features = _features(layer)
+    return _adopt(nn.GroupNorm(math.gcd(groups, features), features, _eps(layer), affine=_is_affine(layer)), layer)
+
+
+def _instance(layer: nn.Module, _: int) -> nn.Module:
+    kind = _INSTANCE[_spatial(layer)]
+    return _adopt(kind(_features(layer), _eps(layer), affine=_is_affine(layer)), layer)
+
+
+def _switchable(layer: nn.Module, _: int) -> nn.Module:
+    if _spatial(layer) != 2:
+        raise InputError(
+            "Switchable Norm normalises images only", found=type(layer).__name__, hint="a network of BatchNorm2d layers"
+        )
+    return _adopt(SwitchableNorm2d(_features(layer), _eps(layer)), layer)
+
+
+NORMS: dict[str, Norm] = {
+    "bn": Norm("BatchNorm", lambda layer, _: layer),
+    "dynbn": Norm("BatchNorm without running statistics: always those of the batch", _dynamic),
+    "ln": Norm("LocalNorm: K groups of a batch, each with its own statistics, gamma and beta", _local, groups=8),
+    "layernorm": Norm("LayerNorm over an image's channels and pixels: GroupNorm with one group", _group),
+    "instancenorm": Norm("InstanceNorm: each channel of an image alone", _instance),
+    "groupnorm": Norm("GroupNorm: groups of an image's channels", _group, groups=32),
+    "switchnorm": Norm("Switchable Norm: a learned mixture of InstanceNorm, LayerNorm and BatchNorm", _switchable),
+}
+"""What a BatchNorm network can be turned into, by the name that ``--to`` and ``--norm`` take."""
+
+
+def _adopt(norm: nn.Module, layer: nn.Module) -> nn.Module:
+    """`norm` with the gamma, beta and running statistics of the BatchNorm `layer`, where it has them, in its shapes."""
+    # FrozenBatchNorm2d holds gamma and beta as buffers, so the attributes are looked up, not typed.
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        own: Tensor | None = getattr(norm, name, None)
+        source: Tensor | None = getattr(layer, name, None)
+        if own is not None and source is not None:
+            # (C,) against (C,), (K, C) or (1, C, 1, 1). Through .data: parameters stay leaves that want gradients.
+            source = source.detach().view(-1, *(1,) * (own.dim() - 2))
+            own.data = source.expand_as(own).clone()
+    return norm
+
+
+def _spatial(layer: nn.Module) -> int:
+    return next((d for d, kind in {1: nn.BatchNorm1d, 3: nn.BatchNorm3d}.items() if isinstance(layer, kind)), 2)
 
 
 def _features(layer: nn.Module) -> int:
@@ -142,32 +266,9 @@ def _features(layer: nn.Module) -> int:
     return features
 
 
-def _with_the_rest(layer: nn.Module, local: LocalNorm) -> nn.Module:
-    """LocalNorm followed by what a BatchNorm subclass does besides normalising (timm's BatchNormAct2d: drop, act)."""
-    rest = dict(layer.named_children())
-    if not rest:
-        raise UsageError(
-            "a BatchNorm subclass with a forward pass of its own cannot be turned into LocalNorm",
-            found=type(layer).__name__,
-            hint="build the network with plain BatchNorm layers",
-        )
-    # Children are added to the LocalNorm itself, so that the keys `weight` and `bias` keep their place.
-    return LocalNormAct(local, rest)
+def _eps(layer: nn.Module) -> float:
+    return float(getattr(layer, "eps", 1e-5))
 
 
-class LocalNormAct(LocalNorm2d):
-    """LocalNorm followed by other modules, in order; the counterpart of timm's BatchNormAct2d."""
-
-    def __init__(self, local: LocalNorm, rest: dict[str, nn.Module]) -> None:
-        super().__init__(local.num_features, local.n_groups, local.eps, local.affine)
-        self.weight, self.bias = local.weight, local.bias
-        self._rest = tuple(rest)
-        for name, module in rest.items():
-            self.add_module(name, module)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise, then apply the other modules."""
-        x = super().forward(x)
-        for name in self._rest:
-            x = self.get_submodule(name)(x)
-        return x
+def _is_affine(layer: nn.Module) -> bool:
+    return getattr(layer, "weight", None) is not None

@@ -1,5 +1,6 @@
 """Keeping results: the run folder with its finished rows, and the `results.json` document made from them."""
 
+from robustbench_ln.files import write_bytes, writing
 from robustbench_ln.results.document import (
     DocumentRow,
     ResultsDocument,
@@ -8,7 +9,6 @@ from robustbench_ln.results.document import (
     json_schema,
     load_document,
 )
-from robustbench_ln.results.files import write_bytes, writing
 from robustbench_ln.results.results import Results, collect, load_results, save
 from robustbench_ln.results.store import Cell, FolderRun, Manifest, MemoryRun, Run, open_run, row_key
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustbench_ln.errors import InputError, ResourceError, UsageError
+from robustbench_ln.files import write_bytes, writing
 from robustbench_ln.results.document import (
     FILE_NAME,
     DocumentRow,
@@ -26,7 +27,6 @@ from robustbench_ln.results.document import (
     row_from_document,
     row_to_document,
 )
-from robustbench_ln.results.files import write_bytes, writing
 from robustbench_ln.results.store import Cell, FolderRun, Run
 from robustbench_ln.types import ResultRow
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustbench_ln.errors import InputError, UsageError
-from robustbench_ln.results.files import leftovers, locked, write_bytes
+from robustbench_ln.files import leftovers, locked, write_bytes
 from robustbench_ln.types import Condition, Counts, DataInfo, ModelInfo, ResultRow
 
 log = logging.getLogger("robustbench_ln")

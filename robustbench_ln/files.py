@@ -77,11 +77,11 @@ def leftovers(folder: Path, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(output: Path, lock_file: Path) -> Iterator[None]:
+def locked(output: Path, lock_file: Path, *, wait: bool = True) -> Iterator[None]:
     """Have `output` to oneself while the block runs; a second command, which names the same lock file, waits.
 
     Raises:
-        ResourceError: the lock file cannot be made.
+        ResourceError: the lock file cannot be made; or, where one is not to wait, another has it.
     """
     try:
         lock_file.parent.mkdir(parents=True, exist_ok=True)
@@ -89,6 +89,12 @@ def locked(output: Path, lock_file: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
+            if not wait:
+                raise ResourceError(
+                    f"another lnbench is writing to {output}",
+                    found=f"{lock_file} is taken",
+                    hint="let it end, or another --out",
+                ) from None
             log.warning("waiting for another lnbench that is writing to %s", output)
             lock.acquire()
     except OSError as error:

@@ -1,0 +1,135 @@
+"""The public function `train`, and carrying out a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robustbench_ln.data import Dataset
+from robustbench_ln.numerics import full_float32
+from robustbench_ln.planning import choose_device, threads_of
+from robustbench_ln.training.folder import open_training
+from robustbench_ln.training.loop import Epoch, Progress, Training
+from robustbench_ln.training.planning import TrainingPlan, plan_training
+from robustbench_ln.training.processes import Processes, processes
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """What a training gave.
+
+    Attributes:
+        folder: where its files are.
+        best: the checkpoint of the epoch that was most accurate on the held-out images.
+        last: that of the newest epoch.
+        log: a record an epoch, with the fields of :class:`~robustbench_ln.training.Epoch`.
+        finished: whether all epochs are done.
+    """
+
+    folder: Path
+    best: Path
+    last: Path
+    log: list[dict[str, Any]]
+    finished: bool
+
+
+def train(
+    *,
+    data: str | Dataset,
+    out: str | Path,
+    model: str | None = None,
+    arch: str | None = None,
+    norm: str | None = None,
+    groups: int | None = None,
+    eval_data: str | Dataset | None = "auto",
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    optimizer: str = "sgd",
+    learning_rate: float | None = None,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    schedule: str = "step",
+    warmup: float = 0.0,
+    crop: int | None = None,
+    flip: bool = True,
+    precision: str = "fp32",
+    new_head: bool = False,
+    normalize: str = "auto",
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    workers: int | None = None,
+    trust: bool = False,
+    ema: bool | None = None,
+    on_bad_image: str = "stop",
+    resize: int | None = None,
+    center_crop: int | None = None,
+    interpolation: str | None = None,
+    on_event: Callable[[Epoch | Progress], None] | None = None,
+) -> TrainingRun:
+    """Train a classifier into a folder; the same call again goes on where it stopped, or finds it finished."""
+    target = choose_device(device)
+    with threads_of(threads), processes(target) as among:
+        plan = among.together(
+            lambda: plan_training(
+                data=data,
+                model=model,
+                arch=arch,
+                norm=norm,
+                groups=groups,
+                eval_data=eval_data,
+                epochs=epochs,
+                batch_size=batch_size,
+                optimizer=optimizer,
+                learning_rate=learning_rate,
+                momentum=momentum,
+                weight_decay=weight_decay,
+                schedule=schedule,
+                warmup=warmup,
+                crop=crop,
+                flip=flip,
+                precision=precision,
+                new_head=new_head,
+                normalize=normalize,
+                seed=seed,
+                trust=trust,
+                ema=ema,
+                on_bad_image=on_bad_image,
+                resize=resize,
+                center_crop=center_crop,
+                interpolation=interpolation,
+                among=among,
+            )
+        )
+        return train_plan(plan, out, among=among, workers=workers, on_event=on_event)
+
+
+def train_plan(
+    plan: TrainingPlan,
+    out: str | Path,
+    *,
+    among: Processes,
+    workers: int | None = None,
+    stop: Callable[[], bool] | None = None,
+    on_event: Callable[[Epoch | Progress], None] | None = None,
+    command: str = "",
+) -> TrainingRun:
+    """Carry out a plan; see :func:`train`.
+
+    Args:
+        plan: from :func:`plan_training`.
+        out: folder of the training.
+        among: the processes that share it.
+        workers: threads that read and prepare images ahead; None for 4 on a GPU, none elsewhere.
+        stop: asked between steps; when it says so, the state is saved and the run comes back unfinished.
+        on_event: called after steps and epochs.
+        command: the command line to record.
+    """
+    if workers is None:
+        workers = 4 if among.device.startswith("cuda") else 0
+    with open_training(Path(out), plan.settings, command, among) as folder, full_float32():
+        training = Training(plan, folder, among=among, workers=workers)
+        finished = training.run(stop=stop or (lambda: False), on_event=on_event or (lambda _: None))
+        return TrainingRun(folder.path, folder.best, folder.last, training.log, finished)
