@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         convert_to_localnorm,
     )
     from robustbench_ln.reports import report
+    from robustbench_ln.reproducing import reproduce
     from robustbench_ln.results import Results, load_results
     from robustbench_ln.types import Condition, ResultRow
 
@@ -51,6 +52,7 @@ _HOMES = {
     "LocalNorm3d": "norms",
     "convert_to_localnorm": "norms",
     "report": "reports",
+    "reproduce": "reproducing",
     "Results": "results",
     "load_results": "results",
     "Condition": "types",
@@ -79,6 +81,7 @@ __all__ = [
     "load_results",
     "open_dataset",
     "report",
+    "reproduce",
     "save_model",
 ]
 

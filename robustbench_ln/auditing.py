@@ -153,8 +153,7 @@ def plan_orders(
     """The plan of every order, by its name; arguments and errors as of :func:`audit_order`."""
     plan = plan_run(model, data, modes=modes, **settings)
     if not any(settings.get(name) for name in ("noise", "corruption", "preset")):
-        clean = (Condition(),)
-        plan = replace(plan, conditions=clean, manifest=replace(plan.manifest, conditions=clean))
+        plan = plan.only_clean()
     asked = None if modes is None else {parse_mode(cut.mode.name).unsized for m in plan.models for cut in m.schedules}
     models = tuple(replace(one, schedules=_schedules(one, plan, asked)) for one in plan.models)
     models = tuple(one for one in models if one.schedules)

@@ -98,6 +98,11 @@ class Plan:
         manifest = replace(self.manifest, order_sha256=digest)
         return replace(self, order=order, manifest=manifest, other_order=digest)
 
+    def only_clean(self) -> Plan:
+        """The same plan without anything done to images."""
+        clean = (Condition(),)
+        return replace(self, conditions=clean, manifest=replace(self.manifest, conditions=clean))
+
     def key(self, model: PlannedModel, condition: Condition, mode: Schedule) -> str:
         """Name of a row: a digest of all that can change its numbers."""
         digest = model.info.id.rpartition("@")[2]

@@ -168,7 +168,7 @@ def _corruptions(target: Target) -> Figure:
                 means = [100 * float(np.mean(values)) for values in known]
                 mean = 100 * float(np.mean([point.accuracy for point in grid.means]))
                 axes.plot(range(len(names)), means, color=style.color, linestyle=style.dash, linewidth=1.2,
-                          marker=MARKERS[style.marker], markersize=4, label=f"{grid.mode}, mean {mean:.1f}")  # fmt: skip
+                          marker=MARKERS[style.marker], markersize=4, label=f"{grid.mode}: {mean:.1f}")  # fmt: skip
             axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
             plain(axes.set_title(part.setting.network, fontsize=9))
             axes.legend(fontsize=7, frameon=False, loc="lower left")

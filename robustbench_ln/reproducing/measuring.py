@@ -12,6 +12,7 @@ from robustbench_ln.metrics.accuracy import clustered_interval
 from robustbench_ln.metrics.bootstrap import BootstrapMean
 from robustbench_ln.metrics.mce import Estimate
 from robustbench_ln.norms import EVAL_MODES
+from robustbench_ln.reports.building import build
 from robustbench_ln.reports.summary import Summary, summarise
 from robustbench_ln.reproducing.networks import Network
 from robustbench_ln.reproducing.recipes import Claim, Measure, Recipe, Setting
@@ -91,6 +92,13 @@ class Part:
             return Estimate(float(values.mean()), *clustered_interval(values[None]))
         mean = BootstrapMean(values, low=0.0, high=1.0)
         return Estimate(mean.mean, *mean.interval())
+
+    def mce(self, mode: str) -> Estimate | None:
+        """Mean corruption error over AlexNet's; None where cells are missing, or images are not ImageNet's."""
+        if self.results is None or self.results.folder is None or self.summary.suites != ("imagenet-c",):
+            return None
+        entries = build([self.results.folder]).sheet.entries
+        return next((one.scores.mce for one in entries if (one.model, one.mode) == (self.of_mode(mode), mode)), None)
 
     def difference(self, left: str, right: str, measure: Measure) -> Estimate | None:
         """Accuracy of mode `left` minus that of `right`, by images in pairs; None where one was not measured."""

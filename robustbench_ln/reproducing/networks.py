@@ -1,4 +1,4 @@
-"""Coming by the networks of a setting: given ones are taken, the missing ones trained, each in a folder that resumes."""
+"""Coming by the networks of a setting: given ones are taken, missing ones trained, each in a folder that resumes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ class Network:
 
 
 def read_given(models: Sequence[str], *, trust: bool = False) -> tuple[Network, ...]:
-    """What the networks that a user names are. The folder of a training stands for its best checkpoint.
+    """What the networks that a user names are. The folder of a training stands for its last epoch: the best one
+    may have been picked by the very images that are evaluated.
 
     Raises:
         UsageError: a network that is neither a BatchNorm nor a LocalNorm network, or two of the same content.
@@ -48,7 +49,7 @@ def read_given(models: Sequence[str], *, trust: bool = False) -> tuple[Network, 
     found: dict[str, Network] = {}
     for given in models:
         folder = Path(given) if (Path(given) / "train.json").is_file() else None
-        model = str(folder / "best.safetensors") if folder else given
+        model = str(folder / "last.safetensors") if folder else given
         loaded = load_model(model, trust=trust)
         norms = NetworkNorms.of(loaded.network, loaded.group_size)
         if norms.kind not in ("bn", "ln"):
@@ -168,7 +169,7 @@ class Workshop:
         self.say(f"{setting.network}: training {words}, {how['epochs']} epochs")
         folder = self.out / "networks" / name
         run = train(data=setting.train_data or setting.data, out=folder, norm=norm, **how, **self.options)
-        model = str(run.best)
+        model = str(run.last)
         loaded = load_model(model)
         start = f"from {Path(how['model']).parent.name or how['model']}" if "model" in how else "from scratch"
         shown = loaded.arch + (f" LocalNorm {how['groups']} x {size}" if size else " BatchNorm")

@@ -331,7 +331,7 @@ class _Reader:
         value = self._at(where)
         if value is _MISSING and default is not _MISSING:
             return default
-        fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not value is True)
+        fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or value is not True)
         if not fits:
             self.fail(where, f"expected {kind.__name__}", found="nothing" if value is _MISSING else repr(value))
         return value
