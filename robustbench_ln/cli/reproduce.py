@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import _GeneratorContextManager, contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -118,7 +118,7 @@ def reproduce_command(
 
     - `lnbench reproduce fig8 --noises text --data cifar10 --limit 1000`
 
-    - `lnbench reproduce table1 --scale paper --data cars=imagefolder:cars/test --train-data cars=imagefolder:cars/train`
+    - `lnbench reproduce table1 --data imagefolder:cifar/test --train-data imagefolder:cifar/train`
     """
     if not quiet:
         print("loading ...", file=sys.stderr, flush=True)
@@ -172,7 +172,7 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _shown(quiet: bool) -> Callable[[Plan, Path], _GeneratorContextManager[Callable[[Event], None]]]:
+def _shown(quiet: bool) -> Callable[[Plan, Path], AbstractContextManager[Callable[[Event], None]]]:
     @contextmanager
     def show(plan: Plan, folder: Path) -> Iterator[Callable[[Event], None]]:
         from robustbench_ln.cli.progress import Display

@@ -67,6 +67,7 @@ def compose(
     notes: Sequence[str] = (),
     y_label: str = "accuracy (%)",
     width: float = PANEL[0],
+    same_x: bool = True,
     same_y: bool = True,
 ) -> Figure:
     """A figure of panels in rows and columns.
@@ -78,6 +79,7 @@ def compose(
         notes: what a reader has to be warned of, below.
         y_label: of the leftmost panel of each row that has an x label.
         width: of a panel, in inches.
+        same_x: whether a row's panels have one x axis.
         same_y: whether a row's panels have one y axis.
     """
     import matplotlib
@@ -92,7 +94,7 @@ def compose(
         height = sum(row.height for row in rows) + 0.6 + _LINE * (len(above) - 1 + len(below))
         figure = Figure(figsize=(wide, height), dpi=DPI, layout="constrained")
         grid = figure.subplots(
-            len(rows), columns, squeeze=False, sharex="row" if same_y else "none", sharey="row" if same_y else "none",
+            len(rows), columns, squeeze=False, sharex="row" if same_x else "none", sharey="row" if same_y else "none",
             height_ratios=[row.height for row in rows],
         )  # fmt: skip
         for at, (row, line) in enumerate(zip(rows, grid, strict=True)):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_BANDS, _RINGS = "bands are 95 % intervals", "rings are the paper's numbers"
 _SHOWN = 4  # degraded pictures above a panel
 _HISTOGRAM = (0.0, 0.5, 1.0, 2.0)  # levels of the noise
 
@@ -70,7 +71,7 @@ def _columns(target: Target) -> Figure:
         ours = [(mode, estimate) for mode, estimate in found if estimate]
         return _dots(ours, numbers.get(measure, {}), styles)
 
-    return _composed(target, [Row([panel(part) for part in target.parts], "mode")], "rings are the paper's numbers")
+    return _composed(target, [Row([panel(part) for part in target.parts], "mode")], f"bars are 95 % intervals, {_RINGS}")
 
 
 def _dots(ours: Sequence[tuple[str, Estimate]], paper: dict[str, float], styles: dict[str, ModeStyle]) -> Painter:
@@ -121,13 +122,14 @@ def _curves(target: Target) -> Figure:
         rows.append(Row([_pictures(target, data, noise) for noise in noises], height=0.95))
     for part in target.parts:
         rows.append(Row([panel(part, noise) for noise in noises], f"sigma ({target.range}), {part.setting.network}"))
-    return _composed(target, rows, "rings are the paper's numbers" if target.recipe.paper else "", heads=noises)
+    rings = f", {_RINGS}" if target.recipe.paper else ""
+    return _composed(target, rows, f"{_BANDS}, dots are chance{rings}", heads=noises, same_x=False)
 
 
 def _pictures(target: Target, data: Dataset, noise: str) -> Painter:
     """A strip of one image under the noise, from the clean one to the strongest."""
     levels = target.grids[noise]
-    picked = [levels[round(i * (len(levels) - 1) / (_SHOWN - 1))] for i in range(_SHOWN)]
+    picked = list(dict.fromkeys(levels[round(i * (len(levels) - 1) / (_SHOWN - 1))] for i in range(_SHOWN)))
 
     def paint(axes: Axes) -> None:
         axes.axis("off")
@@ -137,7 +139,7 @@ def _pictures(target: Target, data: Dataset, noise: str) -> Painter:
         strip = np.full((height, len(shown) * (width + gap) - gap, 3), 255, np.uint8)
         for at, picture in enumerate(shown):
             strip[:, at * (width + gap) : at * (width + gap) + width] = picture
-            axes.text(at * (width + gap) + width / 2, -0.06 * height, f"{picked[at]:g}", ha="center", fontsize=7)
+            axes.text(at * (width + gap) + width / 2, 1.22 * height, f"{picked[at]:g}", ha="center", fontsize=7)
         axes.imshow(strip, interpolation="nearest")
 
     return paint
@@ -221,6 +223,7 @@ def _parameters(target: Target) -> Figure:
         def paint(axes: Axes) -> None:
             for group, line in enumerate(values.T):
                 axes.plot(epochs, line, marker=".", linewidth=1, label=f"group {group + 1}")
+            axes.set_xticks(epochs[:: max(1, len(epochs) // 6)])
             if legend:
                 axes.legend(fontsize=6, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
@@ -231,7 +234,7 @@ def _parameters(target: Target) -> Figure:
         epochs, moments = group_moments(part)
         if epochs:
             panels = [panel(epochs, moments[column], column == columns[-1]) for column in columns]
-            rows.append(Row(panels, f"epoch, {part.setting.network}"))
+            rows.append(Row(panels, "epoch" if len(target.parts) == 1 else f"epoch, {part.setting.network}"))
     if not rows:
         raise InputError(
             "figure 5 needs the log of a training",
@@ -239,7 +242,7 @@ def _parameters(target: Target) -> Figure:
             hint="--model with the folder of lnbench train, or no --model",
         )
     heads = [f"{moment} of {name}" for name, moment in columns]
-    return _composed(target, rows, "mean over all LocalNorm layers", heads=heads, width=2.9, y_label="", same_y=False)
+    return _composed(target, rows, "mean over all LocalNorm layers", heads=heads, width=2.9, y_label="", same_x=False, same_y=False)
 
 
 def group_moments(part: Part) -> tuple[list[int], dict[tuple[str, str], np.ndarray]]:
@@ -292,7 +295,7 @@ def _groups(target: Target) -> Figure:
         for part in target.parts
     ]
     heads = [str(measure) for measure in measures]
-    return _composed(target, rows, "shaded: what the paper found best", heads=heads)
+    return _composed(target, rows, f"{_BANDS}; shaded: what the paper found best", heads=heads)
 
 
 def _cost(target: Target) -> Figure:
@@ -321,7 +324,7 @@ def _cost(target: Target) -> Figure:
         for which, words in (("train", "training step"), ("eval", "evaluation"))
     ]
     rows = [row for row in rows if any(row.panels)]
-    return _composed(target, rows, "shaded: the paper's 10 to 20 %", heads=networks, y_label="", same_y=False)
+    return _composed(target, rows, "shaded: the paper's 10 to 20 %", heads=networks, y_label="", same_x=False, same_y=False)
 
 
 def _color(row: dict[str, Any]) -> str:
@@ -343,7 +346,7 @@ def _composed(target: Target, rows: Sequence[Row], legend: str, **options: Any) 
 
 def _images(parts: Sequence[Part]) -> Iterator[str]:
     for part in parts[:1]:
-        yield f"{part.rows[0].n:,} images, bands are 95 % intervals"
+        yield f"{part.rows[0].n:,} images"
 
 
 DRAWINGS: dict[str, Callable[[Target], Figure]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,7 @@ class Workshop:
         given: networks that the user named.
         options: of every training: seed, device, threads.
         say: told of each training that is begun.
+        made: networks that were come by already, by the name of their folder.
     """
 
     setting: Setting
@@ -121,6 +122,7 @@ class Workshop:
     given: tuple[Network, ...]
     options: dict[str, Any]
     say: Callable[[str], None]
+    made: dict[str, Network] = field(default_factory=dict)
 
     def networks(self, role: str) -> list[Network]:
         """The networks of a role: one, or one a group size.
@@ -165,6 +167,8 @@ class Workshop:
                 hint=f"--train-data {setting.data.partition(':')[0]}:DIR, or --model with a trained network",
             )
         name = f"{setting.name}-{norm}" + (f"-{size}" if by_size else "")
+        if name in self.made:
+            return self.made[name]
         words = f"{norm}, groups of {size} images" if size else norm
         self.say(f"{setting.network}: training {words}, {how['epochs']} epochs")
         folder = self.out / "networks" / name
@@ -173,4 +177,6 @@ class Workshop:
         loaded = load_model(model)
         start = f"from {Path(how['model']).parent.name or how['model']}" if "model" in how else "from scratch"
         shown = loaded.arch + (f" LocalNorm {how['groups']} x {size}" if size else " BatchNorm")
-        return Network(shown, norm, size, loaded.arch, model, folder, f"trained {start}, {how['epochs']} epochs")
+        origin = f"trained {start}, {how['epochs']} epochs"
+        self.made[name] = Network(shown, norm, size, loaded.arch, model, folder, origin)
+        return self.made[name]

@@ -72,9 +72,8 @@ def _facts(target: Target) -> list[tuple[str, str]]:
 
 def index_page(targets: Sequence[TargetResult], scale: Scale, left_out: Sequence[str]) -> Page:
     """The page of all targets: what holds, and where to look."""
-    counts = {
-        word: sum(one.word == word for target in targets for one in target.verdicts) for word in (HOLDS, FAILS, OPEN)
-    }
+    verdicts = [one for target in targets for one in target.verdicts]
+    counts = {word: sum(one.word == word for one in verdicts) for word in (HOLDS, FAILS, OPEN)}
     words = ", ".join(f"{count} {word}" for word, count in counts.items())
     numbers = [one for target in targets for one in target.numbers]
     sections = []

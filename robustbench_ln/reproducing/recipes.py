@@ -213,7 +213,7 @@ def _paper(reader: _Reader) -> dict[str, dict[Measure, dict[str, float]]]:
             reader.fail(where, "no setting of the paper", found=setting, hint=", ".join(PAPER_SETTINGS))
         for words in reader.mapping(where) if measures else ():
             values = {
-                mode: reader.number((*where, words, mode), least=0, most=100) / 100
+                mode: round(reader.number((*where, words, mode), least=0, most=100) / 100, 6)
                 for mode in reader.mapping((*where, words))
             }
             for mode in values:
@@ -277,7 +277,7 @@ def _setting(reader: _Reader, name: str) -> Setting:
     training: dict[str, dict[str, Any]] = {}
     sizes: tuple[int, ...] = ()
     for role, key in (("bn", "bn"), ("ln", "ln"), ("groups", "group_sizes")):
-        given = dict(reader.mapping((*where, key)))
+        given = dict(reader.mapping((*where, key), {}))
         if key == "group_sizes":
             sizes = tuple(given.pop("sizes", ()))
         for option in given:
@@ -315,8 +315,10 @@ class _Reader:
             value = value[key]
         return value
 
-    def mapping(self, where: Where) -> dict[str, Any]:
+    def mapping(self, where: Where, default: Any = _MISSING) -> dict[str, Any]:
         value = self._at(where)
+        if value is _MISSING and default is not _MISSING:
+            return dict(default)
         if not isinstance(value, dict):
             self.fail(where, "expected keys and values", found="nothing" if value is _MISSING else str(value))
         return value

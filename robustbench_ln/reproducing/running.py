@@ -6,12 +6,11 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from robustbench_ln.api import evaluate_plan
-from robustbench_ln.benchmarks import bench_norms
 from robustbench_ln.data import Dataset, open_dataset
 from robustbench_ln.errors import LnbenchError, ResourceError, UsageError
 from robustbench_ln.evaluation import Event
@@ -231,6 +230,7 @@ class _Run:
     frost_textures: str | Path | None
     say: Callable[[str], None]
     show: Show
+    shops: dict[str, Workshop] = field(default_factory=dict)
 
     def carry_out(self, recipe: Recipe, preset: str, settings: Sequence[Setting]) -> TargetResult:
         """Networks, measurements, figure and page of one target."""
@@ -244,7 +244,7 @@ class _Run:
             range=range_policy,
             seed=self.evaluation["seed"],
             datasets={setting.name: _opened(setting.data) for setting in settings} if grids else {},
-            times=bench_norms()["rows"] if recipe.drawing == "cost" else [],
+            times=_times() if recipe.drawing == "cost" else [],
         )
         figure = save(DRAWINGS[recipe.drawing](target), self.folder / recipe.name)[0]
         verdicts = tuple(judge(recipe, parts))
@@ -256,7 +256,7 @@ class _Run:
         return TargetResult(recipe.name, recipe.title, html, numbers, verdicts, tuple(page.warnings))
 
     def _part(self, recipe: Recipe, setting: Setting, grids: Mapping[str, Sequence[float]], range_policy: str) -> Part:
-        shop = Workshop(setting, self.folder, self.given, self.training, self.say)
+        shop = self.shops.setdefault(setting.name, Workshop(setting, self.folder, self.given, self.training, self.say))
         networks = [network for role in recipe.networks for network in shop.networks(role)]
         if not recipe.modes:
             return Part(setting, {network.model: network for network in networks})
@@ -284,6 +284,13 @@ class _Run:
         }
         rows = [row for row in results.document.rows if (row.model, row.mode, row.condition.to_condition()) in wanted]
         return Part(setting, ids, results, tuple(rows))
+
+
+def _times() -> list[dict[str, Any]]:
+    from robustbench_ln.benchmarks import bench_norms
+
+    rows: list[dict[str, Any]] = bench_norms()["rows"]
+    return rows
 
 
 @functools.cache
