@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -60,7 +61,12 @@ def train_command(
     ] = None,
     norm: Annotated[
         str | None,
-        typer.Option("--norm", metavar="NAME", help="bn or ln. [default: the network's own]", rich_help_panel=_WHAT),
+        typer.Option(
+            "--norm",
+            metavar="NAME",
+            help="bn, dynbn, ln, layernorm, instancenorm, groupnorm or switchnorm. [default: the network's own]",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     groups: Annotated[
         int | None,
@@ -241,3 +247,9 @@ def train_command(
             )
             if not run.finished:
                 raise Interrupted(stop.number)
+    if not among.first:
+        return
+    if json:
+        typer.echo(dumps({"schema_version": 1, **run.to_dict()}, indent=1, allow_nan=False))
+    else:
+        typer.echo(run.summary)

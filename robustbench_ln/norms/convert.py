@@ -46,6 +46,13 @@ def norm_layers(network: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def all_norms(network: nn.Module) -> dict[str, nn.Module]:
+    """Every layer of any normalisation in :data:`NORMS`, by its name in `network`."""
+    others = tuple(kind for kinds in _COMPARATORS.values() for kind in kinds)
+    local = norm_layers(network)
+    return {name: layer for name, layer in network.named_modules() if name in local or isinstance(layer, others)}
+
+
 def norm_kind(network: nn.Module) -> str:
     """``bn``, ``ln``, ``groupnorm``, ``instancenorm``, ``layernorm``, ``switchnorm`` or ``none``; the first found.
 

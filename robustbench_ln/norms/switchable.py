@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,8 @@ class SwitchableNorm2d(nn.Module):
 
     running_mean: Tensor
     running_var: Tensor
+    average: Callable[[Tensor], Tensor] = staticmethod(lambda values: values)
+    """What makes statistics of this process's images those of the batch, where processes share one."""
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.9, batch: bool = True) -> None:
         super().__init__()
@@ -59,8 +63,8 @@ class SwitchableNorm2d(nn.Module):
     def _batch_statistics(self, mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
         if not self.training:
             return self.running_mean, self.running_var
-        batch_mean = mean.mean(0, keepdim=True)
-        batch_var = square.mean(0, keepdim=True) - batch_mean**2
+        batch_mean = self.average(mean.mean(0, keepdim=True))
+        batch_var = self.average(square.mean(0, keepdim=True)) - batch_mean**2
         with torch.no_grad():
             self.running_mean.lerp_(batch_mean, 1 - self.momentum)
             self.running_var.lerp_(batch_var, 1 - self.momentum)

@@ -149,10 +149,13 @@ def _check_same(path: Path, settings: Settings) -> None:
         ) from None
     if differing:
         asked = settings.identity()
-        named = [f"{name.removesuffix('_sha256')} {_short(here[name])}" for name in differing]
+        names = [name.removesuffix("_sha256") for name in differing]
         raise UsageError(
-            f"the folder holds a training with another {differing[0].removesuffix('_sha256')}",
-            found=f"{', '.join(named)} in {path.parent}, {', '.join(_short(asked[name]) for name in differing)} asked for",
+            f"the folder holds a training with other settings: {', '.join(names)}",
+            found="; ".join(
+                f"{name} {_short(here[key])} in {path.parent}, {_short(asked[key])} asked for"
+                for name, key in zip(names, differing, strict=True)
+            ),
             hint="another --out, or the folder's own settings",
         )
 

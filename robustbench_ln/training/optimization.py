@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from robustbench_ln.norms import norm_layers
+from robustbench_ln.norms.convert import all_norms
 from robustbench_ln.training.settings import Settings
 
 # Where the steps of the released cifar10/resnet.py lie in its 200 epochs, and its rates there relative to the first.
@@ -27,9 +27,10 @@ def make_optimizer(network: nn.Module, settings: Settings) -> Optimizer:
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Decay for kernels and matrices only; a norm's (K, C) parameters look like matrices and are told by their layer."""
-    of_norms = {id(p) for layer in norm_layers(network).values() for p in layer.parameters(recurse=False)}
-    decayed, rest = [], []
+    """Decay for kernels and matrices only; norms may have parameters of that look, and are told by their layer."""
+    of_norms = {id(p) for layer in all_norms(network).values() for p in layer.parameters(recurse=False)}
+    decayed: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for parameter in network.parameters():
         (decayed if parameter.dim() > 1 and id(parameter) not in of_norms else rest).append(parameter)
     groups = ({"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,20 +16,29 @@ from robustbench_ln.corruptions import to_float
 from robustbench_ln.data import Dataset, open_dataset
 from robustbench_ln.errors import InputError, UsageError
 from robustbench_ln.files import as_utf8
-from robustbench_ln.models import Classifier, build_network, choose_preprocessing, load_model, parse_normalize
+from robustbench_ln.models import (
+    Classifier,
+    Geometry,
+    LoadedModel,
+    build_network,
+    choose_preprocessing,
+    load_model,
+    parse_normalize,
+)
 from robustbench_ln.models.imports import one_line
-from robustbench_ln.models.loaded import Geometry
-from robustbench_ln.norms import convert_to_localnorm, frozen_state, norm_kind
+from robustbench_ln.models.preprocessing import PROBE_IMAGES
+from robustbench_ln.norms import NORMS, NetworkNorms, convert_norms, frozen_state
 from robustbench_ln.norms.convert import n_groups as groups_of
 from robustbench_ln.planning import check_numbers, visiting_order
 from robustbench_ln.training.images import Part
-from robustbench_ln.training.processes import Processes
+from robustbench_ln.training.processes import ALONE, Processes
 from robustbench_ln.training.settings import (
     OPTIMIZERS,
     PRECISIONS,
     SCHEDULES,
     Settings,
     check_batch,
+    check_enough,
     check_names,
     check_rates,
     setting_for,
@@ -86,7 +97,7 @@ def plan_training(
     resize: int | None = None,
     center_crop: int | None = None,
     interpolation: str | None = None,
-    among: Processes = Processes(),
+    among: Processes = ALONE,
 ) -> TrainingPlan:
     """Name, load and check everything; see :func:`robustbench_ln.train` for the arguments.
 
@@ -95,89 +106,67 @@ def plan_training(
         InputError: a model or data set that cannot be used, or that do not go together.
     """
     check_names(optimizer=(optimizer, OPTIMIZERS), schedule=(schedule, SCHEDULES), precision=(precision, PRECISIONS))
+    if norm is not None:
+        check_names(norm=(norm, tuple(NORMS)))
     check_numbers(seed=seed, epochs=epochs, batch_size=batch_size, groups=groups)
     check_rates(learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay, warmup=warmup, crop=crop)
-    fixed = parse_normalize(normalize)
+    if norm == "ln" and batch_size and groups:
+        check_batch(batch_size, groups, among.size)
+    parse_normalize(normalize)  # a wrong one is an error before anything is read
     if model is None and arch is None:
         raise UsageError(
             "nothing to train was named", found="neither --model nor --arch", hint="--arch resnet20, or --model FILE"
         )
+    if new_head and model is None:
+        raise UsageError("--new-head is for a model", found="--arch alone", hint="--model, or no --new-head")
 
-    loaded = None
-    geometry: Geometry | None = None
+    geometry: Geometry | None = None  # of a zoo's model, where nothing else is asked for
 
     def opened(spec: str, split: str) -> Dataset:
-        plain = geometry is None or resize is not None or center_crop is not None
+        own = geometry if resize is None and center_crop is None else None
         return open_dataset(
             spec,
             split=split,
             on_bad_image=on_bad_image,
-            resize=resize if plain else geometry.resize,
-            crop=center_crop if plain else geometry.crop,
-            interpolation=interpolation if plain or interpolation else geometry.interpolation,
+            resize=own.resize if own else resize,
+            crop=own.crop if own else center_crop,
+            interpolation=own.interpolation if own and interpolation is None else interpolation,
         )
 
+    @functools.cache
+    def images() -> Dataset:
+        return data if isinstance(data, Dataset) else opened(data, "train")
+
+    loaded = None
     if model is not None:
-        loaded = load_model(
-            model, arch=arch, trust=trust, ema=ema, image_size=lambda: opened(str(data), "train").image_size
-        )
+        loaded = load_model(model, arch=arch, trust=trust, ema=ema, image_size=lambda: images().image_size)
         geometry = loaded.geometry
-    dataset = data if isinstance(data, Dataset) else opened(data, "train")
+    dataset = images()
     train, held_out = _parts(dataset, eval_data, seed, opened)
-    warnings = list(dataset.warnings)
-
     usual = setting_for(dataset.image_size)
     batch_size = batch_size or usual.batch_size
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        if loaded is not None:
-            network, name = loaded.network, loaded.arch
-            warnings += loaded.warnings
-        else:
-            assert arch is not None
-            network, name = build_network(arch, num_classes=len(dataset.classes)), arch
-    network.requires_grad_(True)
-    classes = loaded.num_classes if loaded is not None else len(dataset.classes)
-    if classes != len(dataset.classes):
-        raise InputError(
-            f"{model} was trained for another number of classes",
-            found=f"{classes} logits, {len(dataset.classes)} classes in {dataset.source}",
-            hint="--new-head trains a new output layer",
-        )
-    if norm == "ln" and norm_kind(network) == "bn":
-        network = convert_to_localnorm(network, groups or usual.n_groups)
-    k = groups_of(network)
-    if groups is not None and k is not None and groups != k:
-        raise UsageError(
-            "the model has another number of groups", found=f"K = {k}, --groups {groups}", hint="a BatchNorm model"
-        )
-    check_batch(batch_size, len(train), k, among.size)
-    probe = _sample(train, seed, 512)
-    if fixed is not None:
-        (mean, std), why = fixed, f"--normalize {normalize}"
-    elif loaded is not None and loaded.mean is not None:
-        mean, std, why = loaded.mean, loaded.std or (), loaded.preprocessing
-    elif loaded is not None:
-        with frozen_state(network):
-            choice = choose_preprocessing(network, *probe)
-        mean, std, why = choice.mean, choice.std, "training"
-        warnings.append(f"{model}: preprocessing was found by trial: {choice.text}")
-    else:
-        mean, std = _moments(train, seed)
-        why = "training images"
+        network, name = _start(loaded, arch, len(dataset.classes), new_head)
+    network, kind, k, norm_groups = _with_norm(network, norm, groups, usual.n_groups)
+    check_batch(batch_size, k, among.size)
+    check_enough(len(train), batch_size, k)
+    probe = _sample(train, seed, PROBE_IMAGES)
+    mean, std, why, said = _preprocessing(loaded, network, normalize, train, probe, seed)
     _check_forward(Classifier(network, mean, std), probe[0], name, k)
     settings = Settings(
         start=as_utf8(model or name),
         start_sha256=loaded.sha256 if loaded is not None else "",
         arch=name,
-        norm=norm or norm_kind(network),
+        norm=kind,
         n_groups=k,
+        norm_groups=norm_groups,
         data=as_utf8(dataset.source),
         data_sha256=dataset.sha256,
         eval_data=as_utf8(held_out.dataset.source) if held_out else "",
         eval_sha256=held_out.dataset.sha256 if held_out else "",
         held_out=len(dataset) - len(train),
-        num_classes=classes,
+        num_classes=len(dataset.classes),
         new_head=new_head,
         mean=tuple(mean),
         std=tuple(std),
@@ -196,17 +185,116 @@ def plan_training(
     )
     metadata = {
         "arch": name,
-        "num_classes": classes,
+        "num_classes": settings.num_classes,
+        "norm": kind,
+        "norm_groups": norm_groups,
         "n_groups": k,
         "group_size": settings.group_size,
         "mean": list(mean),
         "std": list(std),
         "preprocessing": why,
+        "source_sha256": settings.start_sha256 or None,
     }
+    warnings = (*dataset.warnings, *(loaded.warnings if loaded else ()), *said)
     return TrainingPlan(settings, network, train, held_out, metadata, tuple(dict.fromkeys(map(as_utf8, warnings))))
 
 
-def _parts(dataset: Dataset, eval_data: str | Dataset | None, seed: int, opened: Any) -> tuple[Part, Part | None]:
+def _start(loaded: LoadedModel | None, arch: str | None, classes: int, new_head: bool) -> tuple[nn.Module, str]:
+    """The network before its norms are chosen, ready to be trained, and the name of its architecture."""
+    if loaded is None:
+        assert arch is not None
+        return build_network(arch, num_classes=classes), arch
+    network = loaded.network.requires_grad_(True)
+    if new_head:
+        with_new_head(network, loaded.num_classes, classes)
+    elif loaded.num_classes != classes:
+        raise InputError(
+            f"{loaded.source} was trained for another number of classes",
+            found=f"{loaded.num_classes} logits, {classes} classes in the data",
+            hint="--new-head trains a new output layer",
+        )
+    return network, loaded.arch
+
+
+def with_new_head(network: nn.Module, old: int, new: int) -> None:
+    """Put a new output layer into `network`, one of random weights for `new` classes instead of `old`.
+
+    Raises:
+        InputError: no layer has `old` outputs.
+    """
+    heads = [
+        (name, layer)
+        for name, layer in network.named_modules()
+        if (isinstance(layer, nn.Linear) and layer.out_features == old)
+        or (isinstance(layer, nn.Conv2d) and layer.out_channels == old and layer.kernel_size == (1, 1))
+    ]
+    if not heads or not heads[-1][0]:
+        raise InputError(
+            "the output layer was not found",
+            found=f"no dense layer with {old} outputs inside the network",
+            hint="a network that ends in one",
+        )
+    name, layer = heads[-1]
+    has_bias = layer.bias is not None
+    made = (
+        nn.Linear(layer.in_features, new, bias=has_bias)
+        if isinstance(layer, nn.Linear)
+        else nn.Conv2d(layer.in_channels, new, 1, bias=has_bias)
+    )
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, made.train(layer.training))
+
+
+def _with_norm(
+    network: nn.Module, norm: str | None, groups: int | None, usual: int
+) -> tuple[nn.Module, str, int | None, int | None]:
+    """The network with the norm asked for: itself, the norm's name, K of LocalNorm, groups of GroupNorm."""
+    own = _own_norm(network)
+    kind = norm or own
+    if kind != own or (groups is not None and kind == "bn"):
+        network = convert_norms(network, kind, groups=usual if kind == "ln" and groups is None else groups)
+    k = groups_of(network)
+    # Where groups did not divide the channels, a layer has fewer; all divide the number that was asked for.
+    found = [layer.num_groups for layer in network.modules() if isinstance(layer, nn.GroupNorm)]
+    norm_groups = math.lcm(*found) if kind == "groupnorm" else None
+    if kind == own and groups is not None and groups != (k or norm_groups):
+        raise UsageError(
+            "the model has another number of groups",
+            found=f"{k or norm_groups} groups, --groups {groups}",
+            hint="a BatchNorm model, or no --groups",
+        )
+    return network, kind, k, norm_groups
+
+
+def _own_norm(network: nn.Module) -> str:
+    norms = NetworkNorms.of(network)
+    return "dynbn" if norms.kind == "bn" and not norms.running else norms.kind
+
+
+def _preprocessing(
+    loaded: LoadedModel | None,
+    network: nn.Module,
+    normalize: str,
+    train: Part,
+    probe: tuple[Tensor, Tensor],
+    seed: int,
+) -> tuple[Sequence[float], Sequence[float], str, list[str]]:
+    """Mean, deviation, where they come from, and warnings: as asked, as the model says, as the images tell."""
+    fixed = parse_normalize(normalize)
+    if fixed is not None:
+        return *fixed, f"--normalize {normalize}", []
+    if loaded is None:
+        return *_moments(train, seed), "training images", []
+    if loaded.mean is not None:
+        return loaded.mean, loaded.std or (), loaded.preprocessing, []
+    with frozen_state(network):
+        choice = choose_preprocessing(network, *probe)
+    return choice.mean, choice.std, choice.name, [f"{loaded.source}: preprocessing was found by trial: {choice.text}"]
+
+
+def _parts(
+    dataset: Dataset, eval_data: str | Dataset | None, seed: int, opened: Callable[[str, str], Dataset]
+) -> tuple[Part, Part | None]:
     """Images to train on, and others that decide which epoch is best."""
     everything = np.arange(len(dataset))
     if isinstance(eval_data, Dataset):

@@ -9,18 +9,20 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.overrides import TorchFunctionMode
 
 from robustbench_ln.errors import LnbenchError
-from robustbench_ln.norms import norm_layers
+from robustbench_ln.norms import SwitchableNorm2d, norm_layers
 from robustbench_ln.norms.layer import LocalNorm
 
 _T = TypeVar("_T")
@@ -29,7 +31,7 @@ _PATIENCE = timedelta(hours=2)  # for the others to read their data, or to write
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """This process among those of a run.
+    """A process among those that share a training.
 
     Attributes:
         rank: from 0; the first one writes and prints.
@@ -61,11 +63,18 @@ class Processes:
         return torch.cat(parts)
 
     def averaging(self, network: nn.Module, own: set[str]) -> nn.Module:
-        """`network`, such that backward() averages the gradients of all parameters but its `own` over the processes."""
+        """`network`, such that backward() averages the gradients of all parameters but its `own`."""
         if self.size == 1:
             return network
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, own)
+        for layer in network.modules():
+            if isinstance(layer, SwitchableNorm2d):
+                layer.average = average
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, own)  # type: ignore[no-untyped-call]
         return DistributedDataParallel(network, broadcast_buffers=False)
+
+    def shared_statistics(self) -> AbstractContextManager[object]:
+        """A block in which BatchNorm takes its statistics from the batches of all processes."""
+        return nullcontext() if self.size == 1 else SharedBatchNorm()
 
     def share(self, n: int) -> slice:
         """Which of n things that `size` divides are this process's."""
@@ -90,6 +99,9 @@ class Processes:
         raise SystemExit(said.exit_code)
 
 
+ALONE = Processes()
+
+
 @contextmanager
 def processes(device: str) -> Iterator[Processes]:
     """Join the processes that `torchrun` has started, through gloo on the CPU and NCCL on GPUs.
@@ -110,6 +122,69 @@ def processes(device: str) -> Iterator[Processes]:
         yield Processes(dist.get_rank(), size, device)
     finally:
         dist.destroy_process_group()
+
+
+class _Average(torch.autograd.Function):
+    """The mean over all processes; that of the gradients, going back."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004 - the signature is PyTorch's
+        total = values.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total / dist.get_world_size()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _Average.forward(ctx, *gradients)
+
+
+def average(values: Tensor) -> Tensor:
+    """The mean of a tensor over all processes, through which gradients flow to all of them."""
+    averaged: Tensor = _Average.apply(values)
+    return averaged
+
+
+class SharedBatchNorm(TorchFunctionMode):
+    """While it is active, BatchNorm in train() takes its statistics from the batches of all processes.
+
+    Working on the function, as evaluation modes do, it serves subclasses of BatchNorm too, on CPUs and GPUs alike.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.batch_norm:
+            return _batch_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not training:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    axes = [axis for axis in range(input.dim()) if axis != 1]
+    shape = (1, -1, *(1,) * (input.dim() - 2))
+    x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+    # Each process has as many values as the others, so that means of means are means.
+    mean = average(x.mean(axes))
+    centred = x - mean.view(shape)
+    var = average(centred.square().mean(axes))
+    if running_mean is not None and running_var is not None:
+        n = input.numel() // input.shape[1] * dist.get_world_size()
+        with torch.no_grad():
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((var * (n / max(n - 1, 1))).to(running_var.dtype), momentum)
+    gain = (var + eps).rsqrt() if weight is None else (var + eps).rsqrt() * weight
+    y = centred * gain.view(shape)
+    return (y if bias is None else y + bias.view(shape)).to(input.dtype)
 
 
 def group_parameters(network: nn.Module) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,18 @@ class TrainingRun:
     last: Path
     log: list[dict[str, Any]]
     finished: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+    @property
+    def summary(self) -> str:
+        """A line for a reader."""
+        chosen = [record for record in self.log if record["best"]][-1]
+        if chosen["eval_accuracy"] is None:
+            return f"{len(self.log)} epochs, training accuracy {100 * chosen['accuracy']:.2f} %: {self.last}"
+        return f"held-out accuracy {100 * chosen['eval_accuracy']:.2f} % after epoch {chosen['epoch']}: {self.best}"
 
 
 def train(

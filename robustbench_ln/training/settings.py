@@ -6,7 +6,6 @@ import math
 from dataclasses import asdict, dataclass
 
 from robustbench_ln.errors import InputError, UsageError, unknown_name
-from robustbench_ln.planning import check_numbers
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("step", "cosine", "constant")
@@ -50,7 +49,8 @@ class Settings:
         start_sha256: of the model's weights; empty from scratch.
         arch: architecture name.
         norm: as in ``--norm``.
-        n_groups: K of LocalNorm, or groups of GroupNorm; None for norms without.
+        n_groups: K of LocalNorm; None for other norms.
+        norm_groups: of GroupNorm; None for other norms.
         data: training images, as typed.
         data_sha256: digest of their content.
         eval_data: images that decide which epoch is best, as typed; empty for none.
@@ -79,6 +79,7 @@ class Settings:
     arch: str
     norm: str
     n_groups: int | None
+    norm_groups: int | None
     data: str
     data_sha256: str
     eval_data: str
@@ -112,7 +113,7 @@ class Settings:
     @property
     def group_size(self) -> int | None:
         """N/K, images a group; None without LocalNorm."""
-        return self.batch_size // self.n_groups if self.norm == "ln" and self.n_groups else None
+        return self.batch_size // self.n_groups if self.n_groups else None
 
 
 def check_names(**names: tuple[str, tuple[str, ...]]) -> None:
@@ -130,32 +131,38 @@ def check_rates(**rates: float | None) -> None:
             raise UsageError(f"{option} is not a number of 0 or more", found=str(value), hint=f"{option} 0.1")
 
 
-def check_batch(batch_size: int, n_images: int, n_groups: int | None, processes: int) -> None:
-    """Raise where a batch does not fit the groups, the processes or the data.
+def check_batch(batch_size: int, n_groups: int | None, processes: int) -> None:
+    """Raise UsageError where K does not divide the batch, or the number of processes not K, or not the batch.
 
-    Raises:
-        UsageError: K does not divide the batch, or the number of processes does not divide K or the batch.
-        InputError: fewer images than a batch has.
+    Args:
+        batch_size: images a step.
+        n_groups: K of LocalNorm; None for other norms.
+        processes: that share the training.
     """
-    check_numbers(batch_size=batch_size, groups=n_groups)
     if n_groups and batch_size % n_groups:
-        why = "is smaller than K" if batch_size < n_groups else "is not divided by K"
+        why = "is smaller than K" if batch_size < n_groups else "is not a multiple of K"
         nearest = max(round(batch_size / n_groups), 1) * n_groups
         raise UsageError(
             f"the batch {why}",
             found=f"--batch-size {batch_size}, K = {n_groups} groups",
             hint=f"--batch-size {nearest}, or other --groups",
         )
-    if processes > 1 and (n_groups or batch_size) % processes:
-        what = f"K = {n_groups} groups" if n_groups else f"a batch of {batch_size} images"
+    shared, what = (n_groups, "groups") if n_groups else (batch_size, "images of a batch")
+    if shared % processes:
         raise UsageError(
-            f"{what} cannot be shared out among {processes} processes",
-            found=f"{n_groups or batch_size} is no multiple of {processes}",
-            hint=f"--nproc-per-node {math.gcd(n_groups or batch_size, processes)}",
+            f"{shared} {what} cannot be shared out evenly among {processes} processes",
+            found=f"{'K' if n_groups else '--batch-size'} {shared}, world size {processes}",
+            hint=f"--nproc-per-node {math.gcd(shared, processes)}",
         )
+
+
+def check_enough(n_images: int, batch_size: int, n_groups: int | None) -> None:
+    """Raise InputError for fewer images than a batch has."""
     if batch_size > n_images:
+        k = n_groups or 1
+        hint = f"more images, or --batch-size {n_images // k * k}" if n_images >= k else "more images"
         raise InputError(
             "the data set is smaller than one batch",
             found=f"{n_images} training images, --batch-size {batch_size}",
-            hint=f"more images, or --batch-size {n_images // (n_groups or 1) * (n_groups or 1) or n_groups}",
+            hint=hint,
         )
