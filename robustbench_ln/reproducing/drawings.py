@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BANDS, _RINGS = "bands are 95 % intervals", "rings are the paper's numbers"
+_APART: Any = {"y_label": "", "same_x": False, "same_y": False}  # panels of different things
 _SHOWN = 4  # degraded pictures above a panel
 _HISTOGRAM = (0.0, 0.5, 1.0, 2.0)  # levels of the noise
 
@@ -71,7 +72,8 @@ def _columns(target: Target) -> Figure:
         ours = [(mode, estimate) for mode, estimate in found if estimate]
         return _dots(ours, numbers.get(measure, {}), styles)
 
-    return _composed(target, [Row([panel(part) for part in target.parts], "mode")], f"bars are 95 % intervals, {_RINGS}")
+    row = Row([panel(part) for part in target.parts], "mode")
+    return _composed(target, [row], f"bars are 95 % intervals, {_RINGS}")
 
 
 def _dots(ours: Sequence[tuple[str, Estimate]], paper: dict[str, float], styles: dict[str, ModeStyle]) -> Painter:
@@ -242,7 +244,7 @@ def _parameters(target: Target) -> Figure:
             hint="--model with the folder of lnbench train, or no --model",
         )
     heads = [f"{moment} of {name}" for name, moment in columns]
-    return _composed(target, rows, "mean over all LocalNorm layers", heads=heads, width=2.9, y_label="", same_x=False, same_y=False)
+    return _composed(target, rows, "mean over all LocalNorm layers", heads=heads, width=2.9, **_APART)
 
 
 def group_moments(part: Part) -> tuple[list[int], dict[tuple[str, str], np.ndarray]]:
@@ -324,7 +326,7 @@ def _cost(target: Target) -> Figure:
         for which, words in (("train", "training step"), ("eval", "evaluation"))
     ]
     rows = [row for row in rows if any(row.panels)]
-    return _composed(target, rows, "shaded: the paper's 10 to 20 %", heads=networks, y_label="", same_x=False, same_y=False)
+    return _composed(target, rows, "shaded: the paper's 10 to 20 %", heads=networks, **_APART)
 
 
 def _color(row: dict[str, Any]) -> str:
