@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from robustbench_ln._version import __version__
     from robustbench_ln.api import evaluate
+    from robustbench_ln.auditing import audit_order
     from robustbench_ln.corruptions import corrupt
     from robustbench_ln.data import ArrayDataset, Dataset, open_dataset
     from robustbench_ln.errors import LnbenchError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         convert_to_localnorm,
     )
     from robustbench_ln.reports import report
+    from robustbench_ln.reproducing import reproduce
     from robustbench_ln.results import Results, load_results
     from robustbench_ln.types import Condition, ResultRow
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "__version__": "_version",
     "evaluate": "api",
+    "audit_order": "auditing",
     "corrupt": "corruptions",
     "ArrayDataset": "data",
     "Dataset": "data",
@@ -51,6 +54,7 @@ _HOMES = {
     "LocalNorm3d": "norms",
     "convert_to_localnorm": "norms",
     "report": "reports",
+    "reproduce": "reproducing",
     "Results": "results",
     "load_results": "results",
     "Condition": "types",
@@ -71,6 +75,7 @@ __all__ = [
     "ResultRow",
     "Results",
     "__version__",
+    "audit_order",
     "convert_to_localnorm",
     "corrupt",
     "evaluate",
@@ -79,6 +84,7 @@ __all__ = [
     "merge",
     "open_dataset",
     "report",
+    "reproduce",
     "save_model",
 ]
 

@@ -71,6 +71,7 @@ class Plan:
         keep_predictions: whether every image's class and confidence are kept.
         devices: where worker processes run their networks, in turn; empty for `device`.
         timeout: seconds that a job may take; None for any number.
+        other_order: digest of the order, where it is not the seed's own; it then names rows too.
     """
 
     models: tuple[PlannedModel, ...]
@@ -87,6 +88,7 @@ class Plan:
     keep_predictions: bool = True
     devices: tuple[str, ...] = ()
     timeout: float | None = None
+    other_order: str = ""
 
     def block(self, first: int, size: int) -> Plan:
         """The plan for `size` images of the visiting order from `first` on.
@@ -103,11 +105,30 @@ class Plan:
         models = tuple(replace(one, classifier=one.classifier.to(device)) for one in self.models)
         return replace(self, models=models, device=device)
 
+    def reordered(self, order: Tensor) -> Plan:
+        """The same images degraded in the same way, but visited in another order: only who shares a batch differs.
+
+        Args:
+            order: ``(N,)`` int64; its first `limit` images are those of this plan's order, in any order.
+        """
+        digest = order_digest(order)
+        if digest == self.manifest.order_sha256:
+            return self
+        manifest = replace(self.manifest, order_sha256=digest)
+        return replace(self, order=order, manifest=manifest, other_order=digest)
+
+    def only_clean(self) -> Plan:
+        """The same plan without anything done to images."""
+        clean = (Condition(),)
+        return replace(self, conditions=clean, manifest=replace(self.manifest, conditions=clean))
+
     def key(self, model: PlannedModel, condition: Condition, mode: Schedule) -> str:
         """Name of a row: a digest of all that can change its numbers."""
         digest = model.info.id.rpartition("@")[2]
         manifest = self.manifest
-        where = (manifest.data.sha256, manifest.seed, manifest.limit, manifest.precision, manifest.kernels)
+        where = [manifest.data.sha256, manifest.seed, manifest.limit, manifest.precision, manifest.kernels]
+        # Only where there is one, so that the rows of other runs keep their keys.
+        where += [self.other_order] if self.other_order else []
         what = (mode.identity, condition.to_dict(), self._textures_of(condition))
         return row_key([*where, digest, *what])
 
@@ -117,9 +138,15 @@ class Plan:
         return self.textures.sha256 if used and self.textures is not None else ""
 
 
-def visiting_order(seed: int, n: int) -> Tensor:
-    """``(n,)`` int64: the seeded shuffled order in which images are visited, the same on every machine."""
-    words = ImageRng(seed, "order", torch.arange(n)).words(2).to(torch.int64)
+def visiting_order(seed: int, n: int, *, draw: int = 0) -> Tensor:
+    """``(n,)`` int64: the seeded shuffled order in which images are visited, the same on every machine.
+
+    Args:
+        seed: of the run.
+        n: number of images.
+        draw: 0 for the order of a run; others are independent of it.
+    """
+    words = ImageRng(seed, f"order/{draw}" if draw else "order", torch.arange(n)).words(2).to(torch.int64)
     return ((words[:, 0] << 32) | (words[:, 1] & 0xFFFFFFFF)).argsort(stable=True)
 
 

@@ -25,7 +25,8 @@ from robustbench_ln.metrics.calibration import add, count
 from robustbench_ln.reports import chart, summarise, terminal
 from robustbench_ln.reports import csv as rows_csv
 from robustbench_ln.reports.csv import COLUMNS
-from robustbench_ln.reports.plots import accuracy_curves, save_plots, spread
+from robustbench_ln.reports.panels import spread
+from robustbench_ln.reports.plots import accuracy_curves, save_plots
 from robustbench_ln.reports.style import STYLES, mode_styles
 from robustbench_ln.reports.summary import CAUTIOUS
 from robustbench_ln.results.document import (

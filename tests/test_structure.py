@@ -43,10 +43,12 @@ RANKS = {
     "benchmarks": 6,  # measures what evaluation does
     "comparing": 6,  # may use reports for the ink
     "gating": 7,
-    ROOT: 7,  # the package's own __init__, the names that users import
-    "testing": 8,
-    "cli": 8,
-    "__main__": 9,
+    "auditing": 7,
+    "reproducing": 7,
+    ROOT: 8,  # the package's own __init__, the names that users import
+    "testing": 9,
+    "cli": 9,
+    "__main__": 10,
 }
 
 

@@ -23,6 +23,7 @@ from robustbench_ln.cli.options import DebugOpt
 from robustbench_ln.cli.preview import preview_command
 from robustbench_ln.cli.process import Interrupted, command_line, help_line, interrupt
 from robustbench_ln.cli.report import report_command
+from robustbench_ln.cli.reproduce import reproduce_command
 from robustbench_ln.cli.train import train_command
 from robustbench_ln.errors import LnbenchError
 
@@ -42,6 +43,7 @@ app.command("gate", cls=Command)(gate_command)
 app.command("train", cls=Command)(train_command)
 app.command("corrupt", cls=Command)(corrupt_command)
 app.command("preview", cls=Command)(preview_command)
+app.command("reproduce", cls=Command)(reproduce_command)
 app.command("inspect", cls=Command)(inspect_command)
 app.command("list", cls=Command)(list_command)
 app.add_typer(bench_app, name="bench")

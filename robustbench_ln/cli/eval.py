@@ -10,6 +10,7 @@ import typer
 
 from robustbench_ln.cli.options import (
     ArchOpt,
+    AuditOrderOpt,
     BadImageOpt,
     BatchSizeOpt,
     ConfigOpt,
@@ -72,6 +73,7 @@ def eval_command(
     seed: SeedOpt = 0,
     repeats: RepeatsOpt = 1,
     limit: LimitOpt = None,
+    audit_order: AuditOrderOpt = False,
     batch_size: BatchSizeOpt = 128,
     device: DeviceOpt = "auto",
     threads: ThreadsOpt = None,
@@ -96,6 +98,8 @@ def eval_command(
     - `lnbench eval --model ckpt.pt --data cifar10 --corruption all --severity 1:5`
 
     - `lnbench eval --model ckpt.pt --data cifar10 --preset paper-fig6 --modes all --workers 2`
+
+    - `lnbench eval --model demo:ln --audit-order --limit 300`
     """
     if not quiet:
         print("loading ...", file=sys.stderr, flush=True)
@@ -106,37 +110,41 @@ def eval_command(
     from robustbench_ln.results import dump_document
 
     check_numbers(workers=workers)
+    settings = {
+        "noise": noise,
+        "sigma": sigma,
+        "preset": preset,
+        "range": range,
+        "corruption": corruption,
+        "severity": severity,
+        "suite": suite,
+        "frost_textures": frost_textures,
+        "jpeg_parity": jpeg_parity,
+        "modes": modes,
+        "group_size": group_size,
+        "repeats": repeats,
+        "seed": seed,
+        "limit": limit,
+        "batch_size": batch_size,
+        "device": device,
+        "arch": arch,
+        "normalize": normalize,
+        "trust": trust,
+        "ema": ema,
+        "on_bad_image": on_bad_image,
+        "resize": resize,
+        "crop": crop,
+        "interpolation": interpolation,
+        "predictions": not no_predictions,
+    }
+    if audit_order:
+        from robustbench_ln.cli.auditing import audit
+
+        audit(model, data, settings, out=out, threads=threads, workers=workers, json=json, quiet=quiet)
+        return
     # What a network's own code prints must not stand among the results.
     with threads_of(threads), redirect_stdout(sys.stderr):
-        plan = plan_run(
-            model,
-            data,
-            noise=noise,
-            sigma=sigma,
-            preset=preset,
-            range=range,
-            corruption=corruption,
-            severity=severity,
-            suite=suite,
-            frost_textures=frost_textures,
-            jpeg_parity=jpeg_parity,
-            modes=modes,
-            group_size=group_size,
-            repeats=repeats,
-            seed=seed,
-            limit=limit,
-            batch_size=batch_size,
-            device=device,
-            arch=arch,
-            normalize=normalize,
-            trust=trust,
-            ema=ema,
-            on_bad_image=on_bad_image,
-            resize=resize,
-            crop=crop,
-            interpolation=interpolation,
-            predictions=not no_predictions,
-        )
+        plan = plan_run(model, data, **settings)  # type: ignore[arg-type]
         folder = out or default_folder([info.id for info in plan.manifest.models], plan.manifest.data.id)
         with Display(plan, folder, quiet=quiet) as display:
             results = evaluate_plan(

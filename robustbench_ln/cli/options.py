@@ -225,6 +225,15 @@ LimitOpt = Annotated[
         "--limit", metavar="N", help="Score only the first N images of the shuffled order.", rich_help_panel=_RUN
     ),
 ]
+AuditOrderOpt = Annotated[
+    bool,
+    typer.Option(
+        "--audit-order",
+        help="Measure how much modes that share statistics depend on who shares a batch: M = 1 to 256, images shuffled "
+        "and class by class.",
+        rich_help_panel=_RUN,
+    ),
+]
 BatchSizeOpt = Annotated[
     int,
     typer.Option("--batch-size", metavar="N", help="Images computed at once; changes no number.", rich_help_panel=_RUN),

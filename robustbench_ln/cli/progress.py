@@ -77,11 +77,11 @@ class Bars:
 
 
 class Display(Bars):
-    """The progress of an evaluation, in rows."""
+    """The progress of an evaluation, in rows; of several that differ in their order only, all together."""
 
-    def __init__(self, plan: Plan, folder: Path, *, quiet: bool) -> None:
+    def __init__(self, plan: Plan, folder: Path, *, quiet: bool, orders: int = 1) -> None:
         self._per_row, self._folder, self._rows = plan.limit, folder, 0
-        super().__init__(total_images(plan) // plan.limit, "rows", kept="", quiet=quiet)
+        super().__init__(orders * total_images(plan) // plan.limit, "rows", kept="", quiet=quiet)
         self._keep(0)
 
     def on_event(self, event: Event) -> None:

@@ -109,6 +109,11 @@ class Bar:
 
 def render(summary: Summary) -> str:
     """The summary as one HTML page. Names are escaped, and controls in them spelled out; nothing is loaded."""
+    return page("report.html.j2", **context(summary))
+
+
+def page(template: str, **shown: Any) -> str:
+    """A page of one of the templates, with our style and script in it; what is shown is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -122,8 +127,8 @@ def render(summary: Summary) -> str:
         finalize=lambda value: visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
     )
     css, js = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    page = environment.get_template("report.html.j2")
-    return page.render(css=Markup(css), js=Markup(js), policy=policy(css, js), **context(summary)) + "\n"
+    made = environment.get_template(template)
+    return made.render(css=Markup(css), js=Markup(js), policy=policy(css, js), **shown) + "\n"
 
 
 def policy(css: str, js: str) -> str:

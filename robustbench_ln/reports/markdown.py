@@ -15,21 +15,22 @@ def render(summary: Summary) -> str:
     parts = [f"# {escape(title(summary))}"]
     if summary.warnings:
         parts.append("\n".join(f"> **Warning:** {escape(warning)}  " for warning in summary.warnings))
-    parts += [_table(table) for table in tables(summary)]
+    parts += [table(one) for one in tables(summary)]
     parts.append(
         "## How it was run\n\n" + "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in facts(summary))
     )
     return "\n\n".join(parts) + "\n"
 
 
-def _table(table: Table) -> str:
+def table(one: Table, *, level: int = 2) -> str:
+    """A table under a heading of that level, with its note."""
     head = [
-        _line(table.columns),
-        _line(["---"] * table.names + ["---:"] * (len(table.columns) - table.names), raw=True),
+        _line(one.columns),
+        _line(["---"] * one.names + ["---:"] * (len(one.columns) - one.names), raw=True),
     ]
-    body = [_line(row) for row in table.rows]
-    note = f"\n\n{escape(table.note)}" if table.note else ""
-    return f"## {escape(table.title)}\n\n" + "\n".join([*head, *body]) + note
+    body = [_line(row) for row in one.rows]
+    note = f"\n\n{escape(one.note)}" if one.note else ""
+    return f"{'#' * level} {escape(one.title)}\n\n" + "\n".join([*head, *body]) + note
 
 
 def _line(cells: list[str] | tuple[str, ...], *, raw: bool = False) -> str:

@@ -95,7 +95,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a run folder is. The first five fields are fixed; the rest grows when commands add to the folder.
+    """What a run folder is. The first six fields are fixed; the rest grows when commands add to the folder.
 
     Attributes:
         data: the data set.
@@ -129,7 +129,8 @@ class Manifest:
         """Return this manifest with what `other` adds.
 
         Raises:
-            UsageError: `other` has another data set, seed, limit, precision, kernels, or other frost textures.
+            UsageError: `other` has another data set, seed, limit, precision, kernels or visiting order, or other
+                frost textures.
         """
         mine, theirs = self.data.frost_sha256, other.data.frost_sha256
         data = self.data if mine else replace(self.data, frost=other.data.frost, frost_sha256=theirs)
@@ -139,6 +140,7 @@ class Manifest:
             ("limit", self.limit, other.limit),
             ("precision", self.precision, other.precision),
             ("kernel version", self.kernels, other.kernels),
+            ("visiting order", self.order_sha256, other.order_sha256),
             # Until frost is asked for, a folder has no textures; then they are fixed like the rest.
             ("frost textures", mine or theirs, theirs or mine),
         ):
