@@ -155,11 +155,16 @@ def _run_condition(plan: Plan, condition: Condition, tasks: list[_Task]) -> Iter
             yield Progress(condition, (stream.task.mode.mode.name,), scored)
     for stream in streams:
         extra: dict[str, object] = {"ranges": ranges.to_dict()} if ranges else {}
+        if plan.published(condition):
+            extra["files_sha256"] = plan.files_of(condition)
         cell = stream.cell(condition, digest, degrading / len(streams), extra)
         yield Finish(stream.task.key, cell)
 
 
 def _degraded(plan: Plan, condition: Condition, indices: np.ndarray, ranges: Ranges | None) -> Tensor:
+    published = plan.published(condition)
+    if published is not None:
+        return to_float(published.read(indices).to(plan.device))
     images = plan.dataset.read(indices).to(plan.device)
     return degrade(
         images, condition, torch.from_numpy(indices), plan.seed, ranges, suite=plan.suite, textures=plan.textures

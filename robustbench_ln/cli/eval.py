@@ -12,6 +12,7 @@ from robustbench_ln.cli.options import (
     ArchOpt,
     BadImageOpt,
     BatchSizeOpt,
+    CleanOpt,
     ConfigOpt,
     CorruptionOpt,
     CropOpt,
@@ -50,6 +51,7 @@ from robustbench_ln.cli.process import command_line
 def eval_command(
     model: ModelsOpt,
     data: DataOpt = "demo",
+    clean: CleanOpt = None,
     noise: NoiseOpt = None,
     sigma: SigmaOpt = None,
     preset: PresetOpt = None,
@@ -95,6 +97,8 @@ def eval_command(
 
     - `lnbench eval --model ckpt.pt --data cifar10 --corruption all --severity 1:5`
 
+    - `lnbench eval --model ckpt.pt --data cifar10c:CIFAR-10-C --clean cifar10`
+
     - `lnbench eval --model ckpt.pt --data cifar10 --preset paper-fig6 --modes all --workers 2`
     """
     if not quiet:
@@ -111,6 +115,7 @@ def eval_command(
         plan = plan_run(
             model,
             data,
+            clean=clean,
             noise=noise,
             sigma=sigma,
             preset=preset,

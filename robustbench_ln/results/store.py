@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from robustbench_ln.results.files import leftovers, locked, write_bytes
 from robustbench_ln.types import Condition, Counts, DataInfo, ModelInfo, ResultRow
 
 log = logging.getLogger("robustbench_ln")
+
+_SINGULAR = ("seed", "limit", "precision", "kernel version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Manifest:
         modes: mode names in the order first asked for.
         conditions: conditions in the order first asked for.
         warnings: everything a reader should know.
+        files: digest of the images of each published condition.
     """
 
     data: DataInfo
@@ -96,15 +99,17 @@ class Manifest:
     modes: tuple[str, ...] = ()
     conditions: tuple[Condition, ...] = ()
     warnings: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def extended(self, other: Manifest) -> Manifest:
         """Return this manifest with what `other` adds.
 
         Raises:
-            UsageError: `other` has another data set, seed, limit, precision, kernels, or other frost textures.
+            UsageError: `other` has another data set, seed, limit, precision, kernels, or other frost textures or
+                published files.
         """
         mine, theirs = self.data.frost_sha256, other.data.frost_sha256
-        data = self.data if mine else replace(self.data, frost=other.data.frost, frost_sha256=theirs)
+        data = replace(self.data, frost=self.data.frost or other.data.frost, frost_sha256=mine or theirs)
         for name, here, asked in (
             ("data", self.data.sha256, other.data.sha256),
             ("seed", self.seed, other.seed),
@@ -113,6 +118,8 @@ class Manifest:
             ("kernel version", self.kernels, other.kernels),
             # Until frost is asked for, a folder has no textures; then they are fixed like the rest.
             ("frost textures", mine or theirs, theirs or mine),
+            ("pixels", self.data.pixels, other.data.pixels),
+            *((f"images of {name}", self.files.get(name, digest), digest) for name, digest in other.files.items()),
         ):
             if here != asked:
                 shown, wanted = (value[:12] if isinstance(value, str) else value for value in (here, asked))
@@ -121,7 +128,7 @@ class Manifest:
                 if name == "limit":
                     shown, wanted = (value or "none (all images)" for value in (shown, wanted))
                 raise UsageError(
-                    f"the run folder holds results of {'other' if name.endswith(('data', 's')) else 'another'} {name}",
+                    f"the run folder holds results of {'another' if name in _SINGULAR else 'other'} {name}",
                     found=f"{name} {shown} in the folder, {wanted} asked for",
                     hint="another --out, or the folder's own settings",
                 )
@@ -133,6 +140,7 @@ class Manifest:
             modes=tuple(dict.fromkeys(self.modes + other.modes)),
             conditions=tuple(dict.fromkeys(self.conditions + other.conditions)),
             warnings=tuple(dict.fromkeys(self.warnings + other.warnings)),
+            files={**self.files, **other.files},
         )
 
     def sort_key(self, row: ResultRow) -> tuple[int, int, int]:
@@ -154,8 +162,9 @@ class Manifest:
         """The inverse of :meth:`to_json`; raises ValueError, KeyError or TypeError for anything else."""
         value = json.loads(content)
         return cls(
-            **{field.name: value[field.name] for field in fields(cls)}
+            **{one.name: value[one.name] for one in fields(cls) if one.name != "files"}
             | {
+                "files": value.get("files", {}),
                 "data": DataInfo(**_tuples(value["data"])),
                 "models": tuple(ModelInfo(**_tuples(model)) for model in value["models"]),
                 "modes": tuple(value["modes"]),
