@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from robustbench_ln._version import __version__
     from robustbench_ln.api import evaluate
+    from robustbench_ln.checking import check_data
     from robustbench_ln.corruptions import corrupt
     from robustbench_ln.data import ArrayDataset, Dataset, open_dataset
     from robustbench_ln.errors import LnbenchError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "__version__": "_version",
     "evaluate": "api",
+    "check_data": "checking",
     "corrupt": "corruptions",
     "ArrayDataset": "data",
     "Dataset": "data",
@@ -69,6 +71,7 @@ __all__ = [
     "ResultRow",
     "Results",
     "__version__",
+    "check_data",
     "convert_to_localnorm",
     "corrupt",
     "evaluate",
