@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from robustbench_ln._version import __version__
     from robustbench_ln.api import evaluate
     from robustbench_ln.auditing import audit_order
+    from robustbench_ln.checking import check_data
     from robustbench_ln.corruptions import corrupt
     from robustbench_ln.data import ArrayDataset, Dataset, open_dataset
     from robustbench_ln.errors import LnbenchError
@@ -38,6 +39,7 @@ _HOMES = {
     "__version__": "_version",
     "evaluate": "api",
     "audit_order": "auditing",
+    "check_data": "checking",
     "corrupt": "corruptions",
     "ArrayDataset": "data",
     "Dataset": "data",
@@ -76,6 +78,7 @@ __all__ = [
     "Results",
     "__version__",
     "audit_order",
+    "check_data",
     "convert_to_localnorm",
     "corrupt",
     "evaluate",

@@ -37,6 +37,7 @@ def evaluate(
     model: str | nn.Module | Sequence[str | nn.Module],
     data: str | Dataset = "demo",
     *,
+    clean: str | Dataset | None = None,
     noise: str | Iterable[str] | None = None,
     sigma: str | float | Sequence[float] | None = None,
     preset: str | None = None,
@@ -76,8 +77,9 @@ def evaluate(
     Args:
         model: what ``--model`` takes (a file, ``demo:bn``, ``torchvision:resnet18``, ``timm:resnet18``,
             ``python:package.module:factory``), a module that returns logits, or several of them.
-        data: what ``--data`` takes (``demo``, ``cifar10``, ``imagefolder:DIR``, ``imagenet:DIR``, ``npz:FILE``), or a
-            data set.
+        data: what ``--data`` takes (``demo``, ``cifar10``, ``imagefolder:DIR``, ``imagenet:DIR``, ``npz:FILE``, or with
+            published corruptions ``cifar10c:DIR``, ``cifar100c:DIR``, ``imagenetc:DIR``), or a data set.
+        clean: the clean images beside published corruptions; without them there are no clean rows.
         noise: names with or without a grid (``"agn,mbn=0:0.5:0.1"``); ``agn`` when no corruption is named either.
         sigma: grid of the noises without one (``"0:3:0.25"``, a number, or numbers).
         preset: a named set of noises, grids and range policy instead.
@@ -126,6 +128,7 @@ def evaluate(
         plan = plan_run(
             model,
             data,
+            clean=clean,
             noise=noise,
             sigma=sigma,
             preset=preset,

@@ -25,6 +25,7 @@ from PIL import Image
 from robustbench_ln.corruptions import KERNEL_VERSION, Degradations, degrade, plan_degradations, to_levels
 from robustbench_ln.corruptions.suites import PARITY_QUALITY, SEVERITIES
 from robustbench_ln.data import Dataset, open_dataset
+from robustbench_ln.data.published import RECORD
 from robustbench_ln.errors import InputError, ResourceError, UsageError, unknown_name
 from robustbench_ln.files import leftovers, locked, write_bytes, writing
 from robustbench_ln.planning import check_numbers, choose_device, visiting_order
@@ -33,7 +34,6 @@ from robustbench_ln.types import Condition
 OnImages = Callable[[Condition, int], None]
 """Called with the condition at work and the number of images newly done."""
 
-_SETTINGS = "lnbench.json"
 _LOCK = ".lock"
 
 
@@ -363,7 +363,7 @@ LAYOUTS: dict[str, Callable[[Job, OnImages], int]] = {
 
 def _begin(job: Job, folder: Path) -> None:
     """Make `folder`, or go on in it where it holds the output of the same settings."""
-    record = folder / _SETTINGS
+    record = folder / RECORD
     settings = {**job.settings, "layout": job.layout}
     before = None
     if record.exists():
@@ -374,7 +374,7 @@ def _begin(job: Job, folder: Path) -> None:
         settings = _joined(before, settings, folder)
     elif folder.exists() and any(entry.name != _LOCK for entry in folder.iterdir()):
         raise UsageError(
-            "--out is a folder with other things in it", found=f"{folder} without {_SETTINGS}", hint="another --out"
+            "--out is a folder with other things in it", found=f"{folder} without {RECORD}", hint="another --out"
         )
     for place in (folder, *(folder / one.name for one in job.conditions)):
         for stale in leftovers(place, "*"):

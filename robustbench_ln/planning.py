@@ -14,8 +14,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robustbench_ln.corruptions import KERNEL_VERSION, FrostTextures, ImageRng, Suite, plan_degradations, to_float
-from robustbench_ln.data import Dataset, open_dataset
+from robustbench_ln.corruptions import (
+    KERNEL_VERSION,
+    FrostTextures,
+    ImageRng,
+    PublishedPlan,
+    Suite,
+    plan_degradations,
+    plan_published,
+    to_float,
+)
+from robustbench_ln.data import PUBLISHED, Dataset, Published, names_published, open_dataset, open_published
 from robustbench_ln.errors import InputError, LnbenchError, UsageError, unknown_name
 from robustbench_ln.files import as_utf8
 from robustbench_ln.models import (
@@ -129,11 +138,19 @@ class Plan:
         where = [manifest.data.sha256, manifest.seed, manifest.limit, manifest.precision, manifest.kernels]
         # Only where there is one, so that the rows of other runs keep their keys.
         where += [self.other_order] if self.other_order else []
-        what = (mode.identity, condition.to_dict(), self._textures_of(condition))
+        what = (mode.identity, condition.to_dict(), self.files_of(condition))
         return row_key([*where, digest, *what])
 
-    def _textures_of(self, condition: Condition) -> str:
-        """Digest of the textures that a condition's pixels depend on; empty for most."""
+    def published(self, condition: Condition) -> Dataset | None:
+        """The images of a condition that are read from files; None where lnbench makes them."""
+        if not isinstance(self.dataset, Published) or condition.kind != "corruption":
+            return None
+        return self.dataset.version(condition.name, int(condition.level))
+
+    def files_of(self, condition: Condition) -> str:
+        """Digest of the files, besides the data set's, that a condition's pixels depend on; empty for most."""
+        if isinstance(self.dataset, Published):
+            return "" if condition.kind == "clean" else self.dataset.digest(condition.name, int(condition.level))
         used = condition.kind == "corruption" and self.suite[condition.name].uses_textures
         return self.textures.sha256 if used and self.textures is not None else ""
 
@@ -176,6 +193,7 @@ def plan_run(
     model: str | nn.Module | Sequence[str | nn.Module],
     data: str | Dataset = "demo",
     *,
+    clean: str | Dataset | None = None,
     noise: str | Iterable[str] | None = None,
     sigma: str | float | Sequence[float] | None = None,
     preset: str | None = None,
@@ -211,7 +229,11 @@ def plan_run(
         UsageError: a name or number that is none, or a mode that none of the models can run.
         InputError: a model or data set that cannot be used.
     """
-    degradations = plan_degradations(
+    if clean is not None and not names_published(data):
+        raise UsageError(
+            "--clean goes with published corruptions", found=f"--data {data}", hint=f"one of {', '.join(PUBLISHED)}"
+        )
+    degradations = (plan_published if names_published(data) else plan_degradations)(
         noise=noise,
         sigma=sigma,
         preset=preset,
@@ -242,12 +264,23 @@ def plan_run(
             return data
         wanted = (models[i].geometry for i in sorted(models)) if resize is None and crop is None else ()
         zoo = next(filter(None, wanted), None)
-        return open_dataset(
-            data,
+        open_photos = functools.partial(
+            open_dataset,
             on_bad_image=on_bad_image,
             resize=zoo.resize if zoo else resize,
             crop=zoo.crop if zoo else crop,
             interpolation=zoo.interpolation if zoo and interpolation is None else interpolation,
+        )
+        if not names_published(data):
+            return open_photos(data)
+        # A network's usual geometry is for photographs: published images have been through it.
+        return open_published(
+            data,
+            clean=open_photos(clean) if isinstance(clean, str) else clean,
+            on_bad_image=on_bad_image,
+            resize=resize,
+            crop=crop,
+            interpolation=interpolation,
         )
 
     def image_size() -> tuple[int, int]:
@@ -267,8 +300,15 @@ def plan_run(
     warnings = list(dataset.warnings)
     if len(dataset.classes) == 1:
         warnings.append(f"all images of {dataset.source} are of one class: is a folder of classes meant, inside it?")
-    made = degradations.for_images(dataset.image_size)
-    conditions, textures = (Condition(), *made.conditions), made.textures
+    files = dataset if isinstance(dataset, Published) else None
+    if isinstance(degradations, PublishedPlan):
+        assert files is not None
+        made = degradations.for_files(files.found, files.image_size, files.origin)
+        digests = {str(one): files.digest(one.name, int(one.level)) for one in made.conditions}
+    else:
+        made, digests = degradations.for_images(dataset.image_size), {}
+    clean_first = (Condition(),) if files is None or files.clean else ()
+    conditions, textures = (*clean_first, *made.conditions), made.textures
     warnings += made.warnings
     probe = _probe_images(dataset, order)
     planned: list[PlannedModel] = []
@@ -279,6 +319,8 @@ def plan_run(
         _check_size(one, probe[0])
         info, classifier, said = _prepare(one, normalize, fixed, probe)
         warnings += said
+        if said and files and not files.clean:
+            warnings.append(f"{one.source}: preprocessing was judged by {files.base}, as there are no clean images")
         twin = next(
             (other for other in planned if other.info.id.rpartition("@")[2] == info.id.rpartition("@")[2]), None
         )
@@ -303,10 +345,12 @@ def plan_run(
         dataset.sha256,
         len(dataset),
         len(dataset.classes),
+        pixels=files.origin.pixels if files else "regenerated",
         frost=textures.kind if textures else None,
-        frost_sha256=textures.sha256 if textures else None,
+        frost_sha256=(textures.sha256 or None) if textures else None,
         image_size=dataset.image_size,
         geometry=dataset.geometry,
+        clean=as_utf8(files.clean.source) if files and files.clean else None,
     )
     ran = dict.fromkeys(cut.mode.name for one in planned for cut in one.schedules)
     manifest = Manifest(
@@ -321,6 +365,7 @@ def plan_run(
         modes=tuple(ran),
         conditions=conditions,
         warnings=tuple(dict.fromkeys(map(as_utf8, warnings + skipped))),
+        files=digests,
     )
     scored = len(dataset) if limit is None else limit
     return Plan(

@@ -86,6 +86,23 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Who made the images of a folder in a published layout. Published sets do not say; ``lnbench corrupt`` does.
+
+    Attributes:
+        pixels: ``published``, or ``regenerated`` by lnbench.
+        suite: whose constants regenerated images have.
+        jpeg: whether regenerated images went through JPEG of quality 85.
+        frost_sha256: digest of the textures of regenerated frost; empty where there is none.
+    """
+
+    pixels: Literal["published", "regenerated"] = "published"
+    suite: str = ""
+    jpeg: bool = False
+    frost_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """A model as a run records it.
 
@@ -131,6 +148,8 @@ class DataInfo:
         frost_sha256: digest of the frost textures; None where none were used.
         image_size: height and width at evaluation.
         geometry: how images were brought to that size.
+        clean: what the user passed to ``--clean``; None where published images have no clean ones beside them, and
+            where lnbench degrades the images itself.
     """
 
     id: str
@@ -143,6 +162,7 @@ class DataInfo:
     frost_sha256: str | None = None
     image_size: tuple[int, int] = (0, 0)
     geometry: str = "as stored"
+    clean: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

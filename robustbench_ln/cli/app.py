@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from robustbench_ln.cli.bench import bench_app
+from robustbench_ln.cli.check_data import check_data_command
 from robustbench_ln.cli.commands import Command, Commands
 from robustbench_ln.cli.compare import compare_command
 from robustbench_ln.cli.corrupt import corrupt_command
@@ -42,6 +43,7 @@ app.command("compare", cls=Command)(compare_command)
 app.command("gate", cls=Command)(gate_command)
 app.command("train", cls=Command)(train_command)
 app.command("corrupt", cls=Command)(corrupt_command)
+app.command("check-data", cls=Command)(check_data_command)
 app.command("preview", cls=Command)(preview_command)
 app.command("reproduce", cls=Command)(reproduce_command)
 app.command("inspect", cls=Command)(inspect_command)

@@ -13,6 +13,7 @@ from robustbench_ln.cli.options import (
     AuditOrderOpt,
     BadImageOpt,
     BatchSizeOpt,
+    CleanOpt,
     ConfigOpt,
     CorruptionOpt,
     CropOpt,
@@ -51,6 +52,7 @@ from robustbench_ln.cli.process import command_line
 def eval_command(
     model: ModelsOpt,
     data: DataOpt = "demo",
+    clean: CleanOpt = None,
     noise: NoiseOpt = None,
     sigma: SigmaOpt = None,
     preset: PresetOpt = None,
@@ -97,6 +99,8 @@ def eval_command(
 
     - `lnbench eval --model ckpt.pt --data cifar10 --corruption all --severity 1:5`
 
+    - `lnbench eval --model ckpt.pt --data cifar10c:CIFAR-10-C --clean cifar10`
+
     - `lnbench eval --model ckpt.pt --data cifar10 --preset paper-fig6 --modes all --workers 2`
 
     - `lnbench eval --model demo:ln --audit-order --limit 300`
@@ -111,6 +115,7 @@ def eval_command(
 
     check_numbers(workers=workers)
     settings = {
+        "clean": clean,
         "noise": noise,
         "sigma": sigma,
         "preset": preset,

@@ -91,9 +91,11 @@ def _rows(kind: str) -> Rows:
             for one in loaded
         ]
     if kind == "data":
-        from robustbench_ln.data import DATASETS
+        from robustbench_ln.data import DATASETS, PUBLISHED
 
-        return [{"data": name, "what it is": _first_line(opener.__doc__)} for name, opener in DATASETS.items()]
+        return [
+            {"data": name, "what it is": _first_line(opener.__doc__)} for name, opener in (DATASETS | PUBLISHED).items()
+        ]
     if kind == "architectures":
         from robustbench_ln.models import ARCHITECTURES
 

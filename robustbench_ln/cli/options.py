@@ -85,6 +85,15 @@ DataOpt = Annotated[
         rich_help_panel=_WHAT,
     ),
 ]
+CleanOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--clean",
+        metavar="DATA",
+        help="The clean images beside published ones, which are --data cifar10c:DIR, cifar100c:DIR or imagenetc:DIR.",
+        rich_help_panel=_WHAT,
+    ),
+]
 NoiseOpt = Annotated[
     list[str] | None,
     typer.Option(

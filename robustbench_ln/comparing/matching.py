@@ -191,6 +191,7 @@ def pair(old: Subject, new: Subject) -> Pair:
         before, after = old.rows[condition], new.rows[condition]
         for name, was, now in (
             ("pixels", before.fingerprint, after.fingerprint),
+            ("the files", before.extra.get("files_sha256", ""), after.extra.get("files_sha256", "")),
             ("the number of images", before.n, after.n),
             ("M, the images that share statistics,", before.images, after.images),
         ):

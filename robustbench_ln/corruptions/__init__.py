@@ -21,6 +21,7 @@ from robustbench_ln.corruptions.degrade import (
 from robustbench_ln.corruptions.kernels.textures import FrostTextures
 from robustbench_ln.corruptions.noise import NOISES, Noise
 from robustbench_ln.corruptions.plan import Degradations, plan_degradations
+from robustbench_ln.corruptions.published import PublishedPlan, plan_published
 from robustbench_ln.corruptions.rng import ImageRng
 from robustbench_ln.corruptions.suites import Corruption, Suite, corrupt, list_suites, load_suite, nearest_suite
 
@@ -34,6 +35,7 @@ __all__ = [
     "Noise",
     "NoiseRequest",
     "Preset",
+    "PublishedPlan",
     "Ranges",
     "Suite",
     "add_noise",
@@ -49,6 +51,7 @@ __all__ = [
     "parse_noises",
     "plan_degradations",
     "plan_noises",
+    "plan_published",
     "to_float",
     "to_levels",
 ]

@@ -22,6 +22,10 @@ from robustbench_ln.types import Condition
 DEFAULT_NOISES = ("agn",)
 DEFAULT_RANGE = "clip"
 DEFAULT_SEVERITIES = "1:5"
+PROCEDURAL_FROST = (
+    "not comparable with published figures: frost has procedural textures, not the original photographs "
+    "(--frost-textures DIR)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +82,7 @@ class DegradationPlan:
                 f"{suite.size} pixels, the images have {image_size[0]} x {image_size[1]}"
             )
         if textures is not None and textures.kind == "procedural":
-            warnings.append(
-                "not comparable with published figures: frost has procedural textures, not the original photographs "
-                "(--frost-textures DIR)"
-            )
+            warnings.append(PROCEDURAL_FROST)
         return Degradations((*self.noises, *conditions), suite, textures, tuple(warnings))
 
 

@@ -35,6 +35,7 @@ class Request:
         split: `train` or `test`.
         on_bad_image: `stop` or `skip`.
         geometry: how to bring images to size; None leaves it to the data set.
+        clean: the clean images beside those of a published set.
     """
 
     source: str
@@ -42,6 +43,7 @@ class Request:
     split: str = "test"
     on_bad_image: str = "stop"
     geometry: Geometry | None = None
+    clean: Dataset | None = None
 
 
 class Dataset(ABC):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import struct
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from robustbench_ln.data.base import (
     image_digest,
     safe_name,
 )
+from robustbench_ln.data.digests import remembered
 from robustbench_ln.data.geometry import Geometry
 from robustbench_ln.errors import InputError, ResourceError
 
@@ -62,6 +64,7 @@ class ImageFiles(Dataset):
         photos: the images are known to be photographs of any size, so that None is torchvision's usual geometry unless
             all of them are already squares of the network's size or smaller.
         notes: what a user should know.
+        remember: keep digests and sizes for the next time, as long as no file changes.
 
     Raises:
         InputError: images that cannot be read, sizes that stay different.
@@ -79,10 +82,11 @@ class ImageFiles(Dataset):
         geometry: Geometry | None = None,
         photos: bool = False,
         notes: Iterable[str] = (),
+        remember: bool = False,
     ) -> None:
         notes = list(notes)
         good, bad = [], []
-        checks = _check(folder, [name for _, name in images])
+        checks = (_check_once if remember else _check)(folder, [name for _, name in images])
         for (label, name), checked in zip(images, checks, strict=True):
             if isinstance(checked, str):
                 bad.append((name, checked))
@@ -234,6 +238,26 @@ def _check(folder: Path, names: list[str]) -> list[_Checked | str]:
         first = [check(name) for name in names[:_PROBED]]
         threads = _threads(checked.size for checked in first if isinstance(checked, _Checked))
         return [*first, *_each(check, names[_PROBED:], threads)]
+
+
+_RECORD = struct.Struct("<32sII")  # digest, width, height
+
+
+def _check_once(folder: Path, names: list[str]) -> list[_Checked | str]:
+    """As `_check`, or what it found before where all images could be read and none has changed."""
+
+    def find() -> bytes:
+        records = []
+        for name, checked in zip(names, _check(folder, names), strict=True):
+            if isinstance(checked, str):
+                raise _bad_images([(name, checked)], len(names))
+            records.append(_RECORD.pack(checked.digest, *checked.size))
+        return b"".join(records)
+
+    with suppress(OSError, InputError):
+        found = remembered([folder / name for name in names], "images", find)
+        return [_Checked(digest, (width, height)) for digest, width, height in _RECORD.iter_unpack(found)]
+    return _check(folder, names)
 
 
 def _decode(content: bytes) -> Image.Image:

@@ -284,12 +284,12 @@ def _run_condition(plan: Plan, condition: Condition, tasks: list[_Task]) -> Iter
     """Degrade the stream of images once and let every task predict it."""
     start = time.perf_counter()
     ranges = find_ranges(plan, condition) if condition.range == "rescale" and condition.kind == "noise" else None
-    mark = _read(plan, np.arange(min(FINGERPRINT_IMAGES, len(plan.dataset))))
+    mark = _read(plan, condition, np.arange(min(FINGERPRINT_IMAGES, len(plan.dataset))))
     digest = fingerprint(_degraded(plan, condition, *mark, ranges))
     streams = [_Stream(plan, task) for task in tasks]
     end = max(stream.end for stream in streams)
     first, degrading = 0, time.perf_counter() - start
-    with closing(_batches(plan, end)) as batches:
+    with closing(_batches(plan, condition, end)) as batches:
         while True:
             begun = time.perf_counter()
             batch = next(batches, None)
@@ -305,26 +305,29 @@ def _run_condition(plan: Plan, condition: Condition, tasks: list[_Task]) -> Iter
             first += len(images)
     for stream in streams:
         extra: dict[str, object] = {"ranges": ranges.to_dict()} if ranges else {}
+        if plan.published(condition):
+            extra["files_sha256"] = plan.files_of(condition)
         cell = stream.cell(condition, digest, degrading / len(streams), extra)
         yield Finish(stream.task.key, cell)
 
 
-def _batches(plan: Plan, end: int) -> Generator[tuple[NDArray[np.int64], Tensor]]:
+def _batches(plan: Plan, condition: Condition, end: int) -> Generator[tuple[NDArray[np.int64], Tensor]]:
     """Indices and 8-bit images of the first `end` places of the wrapped order; one batch is read ahead."""
     n = len(plan.dataset)
     with ThreadPoolExecutor(1, "lnbench-read") as reader:
         ahead: Future[tuple[NDArray[np.int64], Tensor]] | None = None
         for first in range(0, end, plan.batch_size):
             places = torch.arange(first, min(first + plan.batch_size, end))
-            before, ahead = ahead, reader.submit(_read, plan, plan.order[places % n].numpy())
+            before, ahead = ahead, reader.submit(_read, plan, condition, plan.order[places % n].numpy())
             if before is not None:
                 yield before.result()
         if ahead is not None:
             yield ahead.result()
 
 
-def _read(plan: Plan, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], Tensor]:
-    images = plan.dataset.read(indices)
+def _read(plan: Plan, condition: Condition, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], Tensor]:
+    """Images of the data set, or what was published as their corruption."""
+    images = (plan.published(condition) or plan.dataset).read(indices)
     # Pinned memory is copied to the GPU while it works.
     return indices, images.pin_memory() if plan.device.startswith("cuda") else images
 
@@ -332,8 +335,11 @@ def _read(plan: Plan, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], Te
 def _degraded(
     plan: Plan, condition: Condition, indices: NDArray[np.int64], images: Tensor, ranges: Ranges | None
 ) -> Tensor:
+    images = images.to(plan.device, non_blocking=True)
+    if plan.published(condition):
+        return to_float(images)
     return degrade(
-        images.to(plan.device, non_blocking=True),
+        images,
         condition,
         torch.from_numpy(indices),
         plan.seed,

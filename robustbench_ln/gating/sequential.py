@@ -25,6 +25,7 @@ from robustbench_ln.comparing.matching import (
     model_name,
     subjects,
 )
+from robustbench_ln.data import names_published
 from robustbench_ln.errors import IncompleteError, TrustError, UsageError
 from robustbench_ln.evaluation import Finish
 from robustbench_ln.gating.decide import WORST_FIRST, Check, Decision, Test, Verdict, badness, tests_of
@@ -162,13 +163,15 @@ def _plan(
     suites = sorted({one.suite for one in corrupted})
     if len(suites) > 1:
         raise UsageError("a baseline of several suites", found=", ".join(suites), hint="lnbench eval, then gate NEW")
+    source = data or document.data.source
     plan = plan_run(
         model,
-        data or document.data.source,
+        source,
+        clean=document.data.clean,
         # What is planned here is only a way to suite and textures: the conditions are put in below.
         noise=[f"{name}={','.join(f'{level!r}' for level in levels)}" for name, levels in noises.items()] or None,
         corruption=list(dict.fromkeys(one.name for one in corrupted)) or None,
-        suite=suites[0] if suites else None,
+        suite=suites[0] if suites and not names_published(source) else None,
         modes=list(dict.fromkeys(_plain(one.mode) for one in old)),
         seed=document.run.seed,
         limit=document.run.limit,
@@ -318,7 +321,7 @@ def _check_trust(plan: Plan, clean: Mapping[str, list[int]]) -> None:
     """Raise TrustError for clean accuracy near chance, or logits that are not finite."""
     own = next((clean[mode] for mode in OWN_MODES if mode in clean), None) or max(clean.values())
     found = []
-    if near_chance(own[0], own[1], plan.manifest.data.classes):
+    if own[1] and near_chance(own[0], own[1], plan.manifest.data.classes):
         found.append(f"clean accuracy {100 * own[0] / own[1]:.1f} % of {own[1]} images cannot be told from chance")
     if lost := sum(counted[2] for counted in clean.values()):
         found.append(f"{lost} predictions had logits that are not finite")

@@ -74,6 +74,7 @@ def join(read: Sequence[tuple[str, Results]]) -> Inputs:
     rows: dict[Key, DocumentRow] = {}
     owners: dict[Key, Results] = {}
     seen: dict[tuple[int, Condition], str] = {}
+    files: dict[Condition, str] = {}
     redrawn = False
     for path, one in read:
         for model in one.document.models:
@@ -87,6 +88,9 @@ def join(read: Sequence[tuple[str, Results]]) -> Inputs:
             key = key_of(row)
             pixels = seen.setdefault((one.document.run.seed, key[-1]), row.fingerprint)
             redrawn |= bool(pixels and row.fingerprint and pixels != row.fingerprint)
+            published = str(row.extra.get("files_sha256", ""))
+            if published and files.setdefault(key[-1], published) != published:
+                raise _mixed("the inputs hold other published images of one condition", f"{key[-1]} in {path}")
             kept = rows.get(key)
             if kept is not None and kept.status == "ok" and row.status == "ok" and not _agree(kept, row):
                 raise _mixed(

@@ -119,6 +119,8 @@ class DataEntry(_Entry):
     """Height and width at evaluation; zeros where unknown."""
     geometry: str = "as stored"
     """How images were brought to that size."""
+    clean: str | None = None
+    """What was passed to --clean, beside published images; null otherwise."""
 
 
 class ConditionEntry(_Entry):

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -26,6 +26,8 @@ from robustbench_ln.files import leftovers, locked, write_bytes
 from robustbench_ln.types import Condition, Counts, DataInfo, ModelInfo, ResultRow
 
 log = logging.getLogger("robustbench_ln")
+
+_SINGULAR = ("seed", "limit", "precision", "kernel version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ class Manifest:
         conditions: conditions in the order first asked for.
         warnings: everything a reader should know.
         shards: parts of the work, ``i/n``, that were done into the folder; empty where it was not divided.
+        files: digest of the images of each published condition.
     """
 
     data: DataInfo
@@ -124,16 +127,17 @@ class Manifest:
     conditions: tuple[Condition, ...] = ()
     warnings: tuple[str, ...] = ()
     shards: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def extended(self, other: Manifest) -> Manifest:
         """Return this manifest with what `other` adds.
 
         Raises:
             UsageError: `other` has another data set, seed, limit, precision, kernels or visiting order, or other
-                frost textures.
+                frost textures or published files.
         """
         mine, theirs = self.data.frost_sha256, other.data.frost_sha256
-        data = self.data if mine else replace(self.data, frost=other.data.frost, frost_sha256=theirs)
+        data = replace(self.data, frost=self.data.frost or other.data.frost, frost_sha256=mine or theirs)
         for name, here, asked in (
             ("data", self.data.sha256, other.data.sha256),
             ("seed", self.seed, other.seed),
@@ -143,6 +147,8 @@ class Manifest:
             ("visiting order", self.order_sha256, other.order_sha256),
             # Until frost is asked for, a folder has no textures; then they are fixed like the rest.
             ("frost textures", mine or theirs, theirs or mine),
+            ("pixels", self.data.pixels, other.data.pixels),
+            *((f"images of {name}", self.files.get(name, digest), digest) for name, digest in other.files.items()),
         ):
             if here != asked:
                 shown, wanted = (value[:12] if isinstance(value, str) else value for value in (here, asked))
@@ -151,7 +157,7 @@ class Manifest:
                 if name == "limit":
                     shown, wanted = (value or "none (all images)" for value in (shown, wanted))
                 raise UsageError(
-                    f"the run folder holds results of {'other' if name.endswith(('data', 's')) else 'another'} {name}",
+                    f"the run folder holds results of {'another' if name in _SINGULAR else 'other'} {name}",
                     found=f"{name} {shown} in the folder, {wanted} asked for",
                     hint="another --out, or the folder's own settings",
                 )
@@ -164,6 +170,7 @@ class Manifest:
             conditions=tuple(dict.fromkeys(self.conditions + other.conditions)),
             warnings=tuple(dict.fromkeys(self.warnings + other.warnings)),
             shards=tuple(dict.fromkeys(self.shards + other.shards)),
+            files={**self.files, **other.files},
         )
 
     def sort_key(self, row: ResultRow) -> tuple[int, int, int]:
@@ -185,8 +192,9 @@ class Manifest:
         """The inverse of :meth:`to_json`; raises ValueError, KeyError or TypeError for anything else."""
         value = json.loads(content)
         return cls(
-            **{field.name: value[field.name] for field in fields(cls) if field.name != "shards"}
+            **{one.name: value[one.name] for one in fields(cls) if one.name not in ("files", "shards")}
             | {
+                "files": value.get("files", {}),
                 "data": DataInfo(**_tuples(value["data"])),
                 "models": tuple(ModelInfo(**_tuples(model)) for model in value["models"]),
                 "modes": tuple(value["modes"]),
