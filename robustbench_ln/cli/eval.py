@@ -12,11 +12,11 @@ from robustbench_ln.cli.options import (
     ArchOpt,
     BadImageOpt,
     BatchSizeOpt,
+    CiWidthOpt,
     ConfigOpt,
     CorruptionOpt,
     CropOpt,
     DataOpt,
-    DebugOpt,
     DeviceOpt,
     EmaOpt,
     FrostTexturesOpt,
@@ -72,6 +72,7 @@ def eval_command(
     seed: SeedOpt = 0,
     repeats: RepeatsOpt = 1,
     limit: LimitOpt = None,
+    ci_width: CiWidthOpt = None,
     batch_size: BatchSizeOpt = 128,
     device: DeviceOpt = "auto",
     threads: ThreadsOpt = None,
@@ -81,7 +82,6 @@ def eval_command(
     quiet: QuietOpt = False,
     no_predictions: NoPredictionsOpt = False,
     config: ConfigOpt = None,  # noqa: ARG001 - read before the others, as their defaults
-    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Measure accuracy under noise and corruption, for every evaluation mode.
 
@@ -125,6 +125,7 @@ def eval_command(
             repeats=repeats,
             seed=seed,
             limit=limit,
+            ci_width=ci_width,
             batch_size=batch_size,
             device=device,
             arch=arch,
