@@ -88,7 +88,9 @@ class Plan:
         digest = model.info.id.rpartition("@")[2]
         manifest = self.manifest
         where = (manifest.data.sha256, manifest.seed, manifest.limit, manifest.precision, manifest.kernels)
-        what = (mode.identity, condition.to_dict(), self._textures_of(condition))
+        what = [mode.identity, condition.to_dict(), self._textures_of(condition)]
+        if manifest.ci_width is not None:
+            what.append(f"ci-width {manifest.ci_width!r}")
         return row_key([*where, digest, *what])
 
     def _textures_of(self, condition: Condition) -> str:
@@ -148,6 +150,7 @@ def plan_run(
     resize: int | None = None,
     crop: int | None = None,
     interpolation: str | None = None,
+    ci_width: float | None = None,
     predictions: bool = True,
 ) -> Plan:
     """Name, load and check everything; see :func:`robustbench_ln.evaluate` for the arguments.
@@ -172,6 +175,8 @@ def plan_run(
     )
     names = _mode_names(modes, group_size)
     check_numbers(seed=seed, limit=limit, batch_size=batch_size, group_size=group_size)
+    if ci_width is not None and not 0 < ci_width < 1:
+        raise UsageError("--ci-width is a fraction", found=f"{ci_width:g}", hint="--ci-width 0.01 for one point")
     fixed = parse_normalize(normalize)
     target = choose_device(device)
 
@@ -265,6 +270,7 @@ def plan_run(
         modes=tuple(ran),
         conditions=conditions,
         warnings=tuple(dict.fromkeys(map(as_utf8, warnings + skipped))),
+        ci_width=ci_width,
     )
     scored = len(dataset) if limit is None else limit
     return Plan(

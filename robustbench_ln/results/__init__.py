@@ -9,7 +9,7 @@ from robustbench_ln.results.document import (
     load_document,
 )
 from robustbench_ln.results.files import write_bytes, writing
-from robustbench_ln.results.results import Results, collect, load_results, save
+from robustbench_ln.results.results import Results, Scored, collect, load_results, save
 from robustbench_ln.results.store import Cell, FolderRun, Manifest, MemoryRun, Run, open_run, row_key
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "ResultsDocument",
     "Run",
     "RunInfo",
+    "Scored",
     "collect",
     "dump_document",
     "json_schema",

@@ -62,14 +62,14 @@ class Cell:
         n = meta["n"]
         counts = _tuples(meta["row"]["counts"])
         condition = Condition.from_dict(meta["row"]["condition"])
-        row = ResultRow(**{**meta["row"], "condition": condition, "counts": Counts(**counts)})
+        row = ResultRow(**{**_tuples(meta["row"]), "condition": condition, "counts": Counts(**counts)})
         predicted = np.frombuffer(arrays, "<i4", n).astype(np.int32)
         return cls(row, predicted, np.frombuffer(arrays, "<f4", n, offset=4 * n).astype(np.float32))
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a run folder is. The first five fields are fixed; the rest grows when commands add to the folder.
+    """What a run folder is. Models, modes, conditions and warnings grow when commands add to it; the rest is fixed.
 
     Attributes:
         data: the data set.
@@ -83,6 +83,7 @@ class Manifest:
         modes: mode names in the order first asked for.
         conditions: conditions in the order first asked for.
         warnings: everything a reader should know.
+        ci_width: how narrow an interval ends a row early; None for rows of all images.
     """
 
     data: DataInfo
@@ -96,12 +97,14 @@ class Manifest:
     modes: tuple[str, ...] = ()
     conditions: tuple[Condition, ...] = ()
     warnings: tuple[str, ...] = ()
+    ci_width: float | None = None
 
     def extended(self, other: Manifest) -> Manifest:
         """Return this manifest with what `other` adds.
 
         Raises:
-            UsageError: `other` has another data set, seed, limit, precision, kernels, or other frost textures.
+            UsageError: `other` has another data set, seed, limit, interval width, precision or kernels, or other frost
+                textures.
         """
         mine, theirs = self.data.frost_sha256, other.data.frost_sha256
         data = self.data if mine else replace(self.data, frost=other.data.frost, frost_sha256=theirs)
@@ -109,6 +112,7 @@ class Manifest:
             ("data", self.data.sha256, other.data.sha256),
             ("seed", self.seed, other.seed),
             ("limit", self.limit, other.limit),
+            ("ci-width", self.ci_width, other.ci_width),
             ("precision", self.precision, other.precision),
             ("kernel version", self.kernels, other.kernels),
             # Until frost is asked for, a folder has no textures; then they are fixed like the rest.
@@ -118,7 +122,7 @@ class Manifest:
                 shown, wanted = (value[:12] if isinstance(value, str) else value for value in (here, asked))
                 if name == "data":
                     shown, wanted = f"{self.data.source} ({shown})", f"{other.data.source} ({wanted})"
-                if name == "limit":
+                if name in ("limit", "ci-width"):
                     shown, wanted = (value or "none (all images)" for value in (shown, wanted))
                 raise UsageError(
                     f"the run folder holds results of {'other' if name.endswith(('data', 's')) else 'another'} {name}",
@@ -154,8 +158,9 @@ class Manifest:
         """The inverse of :meth:`to_json`; raises ValueError, KeyError or TypeError for anything else."""
         value = json.loads(content)
         return cls(
-            **{field.name: value[field.name] for field in fields(cls)}
+            **{field.name: value[field.name] for field in fields(cls) if field.name != "ci_width"}
             | {
+                "ci_width": value.get("ci_width"),  # older folders lack what could not be asked for
                 "data": DataInfo(**_tuples(value["data"])),
                 "models": tuple(ModelInfo(**_tuples(model)) for model in value["models"]),
                 "modes": tuple(value["modes"]),
