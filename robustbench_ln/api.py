@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from robustbench_ln import evaluation
@@ -21,7 +20,7 @@ from robustbench_ln.files import as_utf8
 from robustbench_ln.metrics.accuracy import chance_bound, near_chance
 from robustbench_ln.planning import Plan, check_numbers, plan_run, threads_of
 from robustbench_ln.reports import csv, summarise
-from robustbench_ln.results import FolderRun, Results, Run, RunInfo, collect, open_run, save, write_bytes
+from robustbench_ln.results import FolderRun, Results, Run, RunInfo, Scored, collect, open_run, save, write_bytes
 from robustbench_ln.types import ResultRow
 
 if TYPE_CHECKING:
@@ -68,6 +67,7 @@ def evaluate(
     resize: int | None = None,
     crop: int | None = None,
     interpolation: str | None = None,
+    ci_width: float | None = None,
     predictions: bool = True,
     out: str | Path | None = None,
     on_event: Callable[[Event], None] | None = None,
@@ -111,6 +111,7 @@ def evaluate(
         resize: shorter side after resizing, in pixels.
         crop: side of the centre crop, in pixels.
         interpolation: of resizing.
+        ci_width: end a row early once its anytime-valid 95 % interval is that narrow, a fraction.
         predictions: keep every image's predicted class and top probability.
         out: run folder; finished rows found there are not evaluated again. None keeps everything in memory.
         on_event: called with every :class:`~robustbench_ln.evaluation.Event`, for progress.
@@ -153,6 +154,7 @@ def evaluate(
             resize=resize,
             crop=crop,
             interpolation=interpolation,
+            ci_width=ci_width,
             predictions=predictions,
             timeout=timeout,
         )
@@ -238,7 +240,8 @@ def parse_shard(text: str | None) -> tuple[int, int]:
 
 
 def _collect(plan: Plan, run: Run, command: str, failed: Sequence[ResultRow] = ()) -> Results:
-    indices = np.sort(plan.order[: plan.limit].numpy())
+    order = plan.order[: plan.limit].numpy()
+    places = order.argsort()
     rows = [cell.row for _, cell in run.cells()]
     info = RunInfo(
         lnbench_version=__version__,
@@ -254,8 +257,9 @@ def _collect(plan: Plan, run: Run, command: str, failed: Sequence[ResultRow] = (
         order_sha256=plan.manifest.order_sha256,
         warnings=[*run.manifest.warnings, *_doubts(run, rows)],
         shards=list(run.manifest.shards),
+        ci_width=plan.manifest.ci_width,
     )
-    return collect(run, info, (indices, plan.dataset.labels[indices]), failed)
+    return collect(run, info, Scored(order[places], plan.dataset.labels[order[places]], places), failed)
 
 
 def _doubts(run: Run, rows: list[ResultRow]) -> list[str]:

@@ -138,7 +138,9 @@ class Plan:
         where = [manifest.data.sha256, manifest.seed, manifest.limit, manifest.precision, manifest.kernels]
         # Only where there is one, so that the rows of other runs keep their keys.
         where += [self.other_order] if self.other_order else []
-        what = (mode.identity, condition.to_dict(), self.files_of(condition))
+        what = [mode.identity, condition.to_dict(), self.files_of(condition)]
+        if manifest.ci_width is not None:
+            what.append(f"ci-width {manifest.ci_width!r}")
         return row_key([*where, digest, *what])
 
     def published(self, condition: Condition) -> Dataset | None:
@@ -218,6 +220,7 @@ def plan_run(
     resize: int | None = None,
     crop: int | None = None,
     interpolation: str | None = None,
+    ci_width: float | None = None,
     predictions: bool = True,
     timeout: float | None = None,
 ) -> Plan:
@@ -247,6 +250,8 @@ def plan_run(
     )
     names = _mode_names(modes, group_size)
     check_numbers(seed=seed, limit=limit, batch_size=batch_size, group_size=group_size)
+    if ci_width is not None and not 0 < ci_width < 1:
+        raise UsageError("--ci-width is a fraction", found=f"{ci_width:g}", hint="--ci-width 0.01 for one point")
     fixed = parse_normalize(normalize)
     targets = tuple(choose_device(one) for one in device.split(","))
     target = targets[0]
@@ -366,6 +371,7 @@ def plan_run(
         conditions=conditions,
         warnings=tuple(dict.fromkeys(map(as_utf8, warnings + skipped))),
         files=digests,
+        ci_width=ci_width,
     )
     scored = len(dataset) if limit is None else limit
     return Plan(

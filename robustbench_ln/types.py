@@ -215,6 +215,8 @@ class ResultRow:
         seconds: wall time of this row's forward passes and its share of degrading the images.
         status: ``ok`` or ``failed``.
         extra: anything else worth keeping (the ranges of ``rescale``, warnings of the row).
+        anytime: of a row that stopped early, the interval of the data set's accuracy that was narrow enough; None for
+            a row of all images.
     """
 
     model: str
@@ -226,6 +228,7 @@ class ResultRow:
     seconds: float
     status: str = "ok"
     extra: dict[str, Any] = field(default_factory=dict)
+    anytime: tuple[float, float] | None = None
 
     @property
     def accuracy(self) -> float:

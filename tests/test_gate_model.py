@@ -23,7 +23,15 @@ from tests.test_gate import Run, lnbench
 __all__ = ["lnbench"]  # the fixture
 
 LIMIT = 300  # no multiple of any batch: the last one is completed from the start of the order
-SETTINGS = {"noise": "agn", "sigma": "0.5", "modes": "bn,dynbn-batch:32", "limit": LIMIT, "seed": 3}
+SETTINGS = {
+    "noise": "agn",
+    "sigma": "0.5",
+    "corruption": "fog",
+    "severity": "5",
+    "modes": "bn,dynbn-batch:32",
+    "limit": LIMIT,
+    "seed": 3,
+}
 
 
 def noised(folder: Path, strength: float) -> str:
@@ -100,6 +108,47 @@ def test_the_same_model_passes_before_the_last_image(lnbench: Run, baseline: Pat
     assert err.splitlines() == ["128 of 300 images"]
 
 
+def test_absolute_bounds_are_decided_on_the_way_and_need_no_predictions(baseline: Path) -> None:
+    old = load_results(baseline)
+    bare = Results(old.document, None, lambda _: None, None)
+    kept = Policy(
+        (Rule("a", "accuracy", "min", 0.2), Rule("e", "mean_corruption_error", "max", 0.95, conditions=("fog",)))
+    )
+    decision = gate_model(kept, "demo:bn", bare)
+    assert decision.verdict == "pass"
+    assert len(decision.checks) == 4
+    for check in decision.checks:
+        assert check.n < LIMIT
+        assert (check.old, check.drop, check.paired) == (None, None, False)
+        assert check.interval[0] < check.new < check.interval[1]
+        assert check.p_kept <= 0.01 < check.p
+        assert check.detectable > 0
+    broken = gate_model(
+        Policy((Rule("e", "mean_corruption_error", "max", 0.01, conditions=("fog",)),)), "demo:bn", bare
+    )
+    assert broken.verdict == "fail"
+    assert broken.checks[0].n < LIMIT
+    assert broken.checks[0].p_adjusted <= 0.01
+
+
+def test_absolute_bounds_at_the_last_image_are_those_of_a_whole_run(baseline: Path) -> None:
+    old = load_results(baseline)
+    # Limits that these very images just keep: no bet is won on them.
+    whole = Policy(
+        (Rule("a", "accuracy", "min", 0.0), Rule("e", "mean_corruption_error", "max", 0.0, conditions=("fog",)))
+    )
+    values = {(one.rule.name, one.mode): one.new for one in decide(whole, old, old).checks}
+    rules = [
+        Rule(name, {"a": "accuracy", "e": "mean_corruption_error"}[name], {"a": "min", "e": "max"}[name], value,
+             modes=(mode,), conditions={"a": None, "e": ("fog",)}[name], alpha=1e-9)
+        for (name, mode), value in values.items()
+    ]  # fmt: skip
+    decision = gate_model(Policy(tuple(rules)), "demo:bn", old)
+    assert decision.verdict == "inconclusive"
+    assert {(one.rule.name, one.mode): one.new for one in decision.checks} == pytest.approx(values)
+    assert {one.n for one in decision.checks} == {LIMIT}
+
+
 def test_a_small_baseline_will_do(lnbench: Run, baseline: Path) -> None:
     lnbench("gate", str(baseline), "--init", "base")
     options = ("--baseline", "base/baseline.json", "--policy", "base/gate.yaml", "--max-drop", "0.1", "--quiet")
@@ -119,7 +168,7 @@ def test_other_data_is_incomparable(lnbench: Run, baseline: Path, tmp_path: Path
 
 
 def test_what_cannot_be_decided_on_the_way_is_refused(lnbench: Run, baseline: Path, tmp_path: Path) -> None:
-    for text in ("metric: ece, max_drop: 0.1", "metric: accuracy, min: 0.1"):
+    for text in ("metric: ece, max_drop: 0.1", "metric: ece, max: 0.1"):
         (tmp_path / "gate.yaml").write_text(f"rules:\n  - {{{text}}}\n")
         with pytest.raises(UsageError, match="while a model is evaluated"):
             gate_model(read_policy(tmp_path / "gate.yaml"), "demo:bn", load_results(baseline))

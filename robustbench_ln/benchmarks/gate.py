@@ -14,7 +14,7 @@ from robustbench_ln.errors import UsageError
 from robustbench_ln.metrics.bootstrap import BootstrapMean
 from robustbench_ln.metrics.mce import ALEXNET_ERROR
 from robustbench_ln.metrics.paired import Side, paired_p
-from robustbench_ln.metrics.sequential import SequentialDrop
+from robustbench_ln.metrics.sequential import SequentialMean
 
 Row = dict[str, Any]
 Floats = npt.NDArray[np.float64]
@@ -128,7 +128,7 @@ def _shares(apart: float, drop: float) -> list[float]:
 
 def _stopped(drops: Floats, alpha: float, batch: int, margin: float) -> tuple[str, int]:
     """The sequential gate's verdict, looking after every batch, and how many images it took."""
-    test = SequentialDrop(margin, drops.size)
+    test = SequentialMean(margin, drops.size)
     for first in range(0, drops.size, _LOOKS_AT_ONCE * batch):
         p = test.update(drops[first : first + _LOOKS_AT_ONCE * batch])
         size = p["worse"].size

@@ -20,7 +20,6 @@ from robustbench_ln.cli.eval import eval_command
 from robustbench_ln.cli.gate import gate_command
 from robustbench_ln.cli.inspect import inspect_command
 from robustbench_ln.cli.list import list_command
-from robustbench_ln.cli.options import DebugOpt
 from robustbench_ln.cli.preview import preview_command
 from robustbench_ln.cli.process import Interrupted, command_line, help_line, interrupt
 from robustbench_ln.cli.report import report_command
@@ -70,7 +69,6 @@ def _common(
             "--version", help="Show the versions of lnbench and torch, and the device.", callback=_show_version
         ),
     ] = False,
-    debug: DebugOpt = False,
 ) -> None:
     pass
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from robustbench_ln.cli.commands import Command, Commands
-from robustbench_ln.cli.options import BatchSizeOpt, DebugOpt, JsonOpt, QuietOpt
+from robustbench_ln.cli.options import BatchSizeOpt, JsonOpt, QuietOpt
 from robustbench_ln.errors import UsageError
 
 bench_app = typer.Typer(
@@ -52,7 +52,6 @@ def bench_corruptions_command(
     ] = True,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
-    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Images a second of every corruption, their geometric mean, and the share of a sweep that goes into corrupting.
 

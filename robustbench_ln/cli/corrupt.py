@@ -15,7 +15,6 @@ from robustbench_ln.cli.options import (
     CorruptionOpt,
     CropOpt,
     DataOpt,
-    DebugOpt,
     DeviceOpt,
     FrostTexturesOpt,
     InterpolationOpt,
@@ -64,7 +63,6 @@ def corrupt_command(
     threads: ThreadsOpt = None,
     quiet: QuietOpt = False,
     config: ConfigOpt = None,  # noqa: ARG001 - read before the others, as their defaults
-    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Write corrupted or noisy copies of a data set: the pixels that eval degrades on the fly, as files.
 

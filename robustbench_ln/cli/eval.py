@@ -13,12 +13,12 @@ from robustbench_ln.cli.options import (
     AuditOrderOpt,
     BadImageOpt,
     BatchSizeOpt,
+    CiWidthOpt,
     CleanOpt,
     ConfigOpt,
     CorruptionOpt,
     CropOpt,
     DataOpt,
-    DebugOpt,
     DeviceOpt,
     EmaOpt,
     FrostTexturesOpt,
@@ -76,6 +76,7 @@ def eval_command(
     repeats: RepeatsOpt = 1,
     limit: LimitOpt = None,
     audit_order: AuditOrderOpt = False,
+    ci_width: CiWidthOpt = None,
     batch_size: BatchSizeOpt = 128,
     device: DeviceOpt = "auto",
     threads: ThreadsOpt = None,
@@ -85,7 +86,6 @@ def eval_command(
     quiet: QuietOpt = False,
     no_predictions: NoPredictionsOpt = False,
     config: ConfigOpt = None,  # noqa: ARG001 - read before the others, as their defaults
-    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Measure accuracy under noise and corruption, for every evaluation mode.
 
@@ -130,6 +130,7 @@ def eval_command(
         "repeats": repeats,
         "seed": seed,
         "limit": limit,
+        "ci_width": ci_width,
         "batch_size": batch_size,
         "device": device,
         "arch": arch,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustbench_ln.cli.options import ArchOpt, DebugOpt, EmaOpt, JsonOpt, NormalizeOpt, TrustOpt
+from robustbench_ln.cli.options import ArchOpt, EmaOpt, JsonOpt, NormalizeOpt, TrustOpt
 from robustbench_ln.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ def inspect_command(
         Path | None, typer.Option("--logits", metavar="FILE", help="Where the probe's logits go, as JSON.")
     ] = None,
     json: JsonOpt = False,
-    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Say what a model file is: container, architecture, norm layers, the modes it can run, preprocessing.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustbench_ln.cli.options import DebugOpt, JsonOpt
+from robustbench_ln.cli.options import JsonOpt
 from robustbench_ln.errors import unknown_name
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ Rows = list[dict[str, str]]
 def list_command(
     kind: Annotated[str, typer.Argument(help=f"One of {', '.join(_KINDS)}; all of them when left out.")] = "",
     json: JsonOpt = False,
-    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """List what can be named: modes, noises, ranges, presets, corruptions, suites, data sets, architectures.
 

@@ -28,9 +28,9 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         raise InputError(f"{path} does not hold options", found=type(content).__name__, hint="lines such as `seed: 1`")
     known = {
         name: parameter
-        for parameter in context.command.params
+        for parameter in context.command.get_params(context)
         for name in parameter.opts
-        if name[:2] == "--" and name != "--config"
+        if name[:2] == "--" and name not in ("--config", "--help")
     }
     defaults = {}
     for key, value in content.items():
@@ -243,6 +243,15 @@ AuditOrderOpt = Annotated[
         rich_help_panel=_RUN,
     ),
 ]
+CiWidthOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--ci-width",
+        metavar="FRACTION",
+        help="End a row once its 95 % interval, valid at every look, is that narrow (0.005: half a point).",
+        rich_help_panel=_RUN,
+    ),
+]
 BatchSizeOpt = Annotated[
     int,
     typer.Option("--batch-size", metavar="N", help="Images computed at once; changes no number.", rich_help_panel=_RUN),
@@ -281,4 +290,7 @@ NoPredictionsOpt = Annotated[
         rich_help_panel=_OUT,
     ),
 ]
-DebugOpt = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", is_eager=True, callback=_allow_tracebacks)]
+DebugOpt = Annotated[
+    bool,
+    typer.Option("--debug", help="Show tracebacks.", is_eager=True, expose_value=False, callback=_allow_tracebacks),
+]

@@ -12,7 +12,6 @@ from robustbench_ln.cli.options import (
     CorruptionOpt,
     CropOpt,
     DataOpt,
-    DebugOpt,
     FrostTexturesOpt,
     InterpolationOpt,
     JpegParityOpt,
@@ -46,7 +45,6 @@ def preview_command(
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", parser=output_path, help="A .png or .html file.")
     ] = Path("preview.png"),
-    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Draw one sheet of what corruptions and noises do to an image: a row each, a column a severity.
 

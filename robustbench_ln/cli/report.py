@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustbench_ln.cli.options import DebugOpt
 from robustbench_ln.errors import IncompleteError, UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ def report_command(
         typer.Option("--suite", metavar="SUITE", help="The suite to report on, where the results hold several."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="File to write. [default: stdout]")] = None,
-    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Bring results to a report: mCE and mean corruption error with intervals, CE by corruption, accuracy under noise.
 

@@ -101,9 +101,20 @@ def model_name(model: str) -> str:
 
 
 def subjects(results: Results) -> list[Subject]:
-    """Every (model, mode) of a result that has a finished row, in the order of the rows."""
+    """Every (model, mode) of a result that has a finished row, in the order of the rows.
+
+    Raises:
+        TrustError: a row stopped early. Tests of a fixed number of images do not hold where the outcome chose it.
+    """
     used: dict[tuple[str, str], set[int | None]] = {}
     done = [row for row in results.document.rows if row.status == "ok"]
+    early = [row for row in done if row.interval == "anytime"]
+    if early:
+        raise TrustError(
+            "rows that stopped early (--ci-width) cannot be compared",
+            found=f"{len(early)} of {len(done)} rows, the first after {early[0].n} images",
+            hint="lnbench eval without --ci-width, in another --out; lnbench gate --model stops by itself",
+        )
     for row in done:
         used.setdefault((row.model, row.mode), set()).add(row.images)
     found: dict[tuple[str, str], dict[Condition, DocumentRow]] = {}

@@ -24,6 +24,7 @@ from robustbench_ln.corruptions import ImageRng, Ranges, add_noise, degrade, fin
 from robustbench_ln.corruptions.degrade import FINGERPRINT_IMAGES
 from robustbench_ln.errors import LnbenchError
 from robustbench_ln.metrics.calibration import count, per_image
+from robustbench_ln.metrics.sequential import narrow_interval
 from robustbench_ln.models import Classifier
 from robustbench_ln.models.imports import one_line
 from robustbench_ln.norms.folding import fold_batchnorm
@@ -34,6 +35,8 @@ from robustbench_ln.results import Cell
 from robustbench_ln.types import N_BINS, Condition, Counts, ResultRow
 
 Finished = Callable[[str], Cell | None]
+
+LOOK = 128  # images between looks at the width of an interval, at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +201,8 @@ _BLOCK = 16_384
 
 def _blocks(plan: Plan, task: _Task) -> list[tuple[int, int]]:
     """First image and number of images of every block of a row; blocks end where sets of images do."""
+    if plan.manifest.ci_width is not None:
+        return [(0, plan.limit)]  # looks go on from image to image
     size = -(-_BLOCK // task.mode.unit) * task.mode.unit
     return [(first, min(size, plan.limit - first)) for first in range(0, plan.limit, size)]
 
@@ -303,6 +308,8 @@ def _run_condition(plan: Plan, condition: Condition, tasks: list[_Task]) -> Iter
                 scored = stream.feed(images, first)
                 yield Progress(condition, (stream.task.mode.mode.name,), scored)
             first += len(images)
+            if all(stream.stopped for stream in streams):
+                break
     for stream in streams:
         extra: dict[str, object] = {"ranges": ranges.to_dict()} if ranges else {}
         if plan.published(condition):
@@ -374,6 +381,9 @@ class _Stream:
     predicted_to: int = 0
     seconds: float = 0.0
     batches: list[dict[str, np.ndarray]] = field(default_factory=list)
+    hits: list[np.ndarray] = field(default_factory=list)
+    looked: int = 0
+    stopped: tuple[float, float] | None = None
     most: int = 0  # images of one forward pass, once memory has run out; 0 for no such bound
     network: Classifier = field(init=False)
 
@@ -401,7 +411,7 @@ class _Stream:
         last = first + len(images) >= self.end
         ready = len(pending) if last else len(pending) // self.step * self.step
         before = min(self.predicted_to, self.plan.limit)
-        while len(part := pending[: min(self.step, ready)]):
+        while not self.stopped and len(part := pending[: min(self.step, ready)]):
             try:
                 self._predict(part)
             except torch.OutOfMemoryError:
@@ -412,6 +422,7 @@ class _Stream:
                 torch.cuda.empty_cache()
                 continue
             pending, ready = pending[len(part) :], ready - len(part)
+            self._look()
         self.pending = pending
         self.seconds += time.perf_counter() - start
         return min(self.predicted_to, self.plan.limit) - before
@@ -441,12 +452,31 @@ class _Stream:
         if not scored:
             return
         scores = per_image(log_probabilities[:scored], labels[:scored].numpy())
+        self.hits.append(predicted[:scored] == labels[:scored].numpy())
         batch = {
             "index": indices[:scored].numpy(),
             "predicted": predicted[:scored].astype(np.int32),
             **scores._asdict(),
         }
         self.batches.append({name: value for name, value in batch.items() if value is not None})
+
+    def _look(self) -> None:
+        """Stop where the interval has become narrow enough.
+
+        Looks are at fixed numbers of images, after whole units, so that it does not matter how much is computed at
+        once. The last image is no look: a row that gets there is that of a whole run.
+        """
+        width, unit = self.plan.manifest.ci_width, self.task.mode.unit
+        if width is None:
+            return
+        every = -(-LOOK // unit) * unit
+        hits = np.concatenate(self.hits)
+        for n in range(self.looked + every, min(len(hits), self.plan.limit - 1) + 1, every):
+            self.looked = n
+            self.stopped = narrow_interval(hits[:n], len(self.plan.dataset), width)
+            if self.stopped:
+                self.predicted_to = self.end  # what is left is done with
+                return
 
     def _settled(self, logits: Tensor, images: Tensor, chance: Chance, fragile: Tensor) -> Tensor:
         """`logits` with the units of fragile images predicted again, each alone and on one thread.
@@ -467,10 +497,11 @@ class _Stream:
 
     def cell(self, condition: Condition, digest: str, degrading: float, extra: dict[str, object]) -> Cell:
         """Count everything; images go back into data set order."""
-        merged = {name: np.concatenate([batch[name] for batch in self.batches]) for name in self.batches[0]}
+        n = self.looked if self.stopped else self.plan.limit
+        merged = {name: np.concatenate([batch[name] for batch in self.batches])[:n] for name in self.batches[0]}
         by_index = merged.pop("index").argsort(kind="stable")
         merged = {name: value[by_index] for name, value in merged.items()}
-        labels = self.plan.dataset.labels[np.sort(self.plan.order[: self.plan.limit].numpy())]
+        labels = self.plan.dataset.labels[np.sort(self.plan.order[:n].numpy())]
         counts = count(
             merged["predicted"], merged["confidence"], merged["nll"], merged["brier"], merged.get("top5"), labels
         )
@@ -483,6 +514,7 @@ class _Stream:
             fingerprint=digest,
             images=self.task.mode.images,
             seconds=round(self.seconds + degrading, 3),
+            anytime=self.stopped,
             extra=extra | ({"non_finite": lost} if lost else {}),
         )
         kept = slice(None) if self.plan.keep_predictions else slice(0)

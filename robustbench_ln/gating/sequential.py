@@ -32,7 +32,7 @@ from robustbench_ln.gating.decide import WORST_FIRST, Check, Decision, Test, Ver
 from robustbench_ln.gating.policy import Policy
 from robustbench_ln.metrics.accuracy import near_chance
 from robustbench_ln.metrics.paired import holm
-from robustbench_ln.metrics.sequential import SequentialDrop, betting_interval, detectable_by_bets
+from robustbench_ln.metrics.sequential import SequentialMean, betting_interval, detectable_by_bets
 from robustbench_ln.planning import Plan, PlannedModel, plan_run
 from robustbench_ln.results import Cell, DocumentRow, Results, ResultsDocument
 from robustbench_ln.results.document import data_to_document, model_to_document
@@ -60,7 +60,7 @@ def gate_model(
     """Evaluate a model as the baseline was, and stop as soon as every rule is decided or one has failed.
 
     Args:
-        policy: what is allowed; ``max_drop`` rules of every metric but ``ece``.
+        policy: what is allowed; rules of every metric but ``ece``.
         model: what ``--model`` takes.
         baseline: with predictions, or as ``lnbench gate --init`` wrote it.
         data: the baseline's own where it is left out.
@@ -77,16 +77,17 @@ def gate_model(
         UsageError: a rule or a baseline that cannot be decided while it is evaluated.
         InputError: a rule matches nothing, a model or data set cannot be used.
     """
-    old = _chosen(baseline, model, baseline_model)
-    tests = [test for rule in policy.rules for test in tests_of(rule, [_as_if(one) for one in old])]
-    _decidable(tests)
-    conditions = dict.fromkeys([Condition(), *(c for test in tests for c, _ in test.measure.terms)])
-    plan = _plan(
-        model, baseline, old, list(conditions), data=data, arch=arch, normalize=normalize, trust=trust, device=device,
-        batch_size=batch_size,
-    )  # fmt: skip
-    warnings = tuple(plan.manifest.warnings)
+    warnings: tuple[str, ...] = ()
     try:
+        old = _chosen(baseline, model, baseline_model)
+        tests = [test for rule in policy.rules for test in tests_of(rule, [_as_if(one) for one in old])]
+        _decidable(tests)
+        conditions = dict.fromkeys([Condition(), *(c for test in tests for c, _ in test.measure.terms)])
+        plan = _plan(
+            model, baseline, old, list(conditions), data=data, arch=arch, normalize=normalize, trust=trust,
+            device=device, batch_size=batch_size,
+        )  # fmt: skip
+        warnings = plan.manifest.warnings
         _check_plan(plan, baseline)
         if found := doubts(baseline, [old[0].model]):
             raise TrustError("the baseline cannot be trusted", found="; ".join(found), hint="another baseline")
@@ -101,14 +102,36 @@ def gate_model(
 
 @dataclass
 class _Watch:
-    """A test, its bets, and the paired differences so far."""
+    """A test, its bets, and the values they are on so far: paired drops, or losses under an absolute bound."""
 
     test: Test
-    bets: SequentialDrop
-    drops: list[Floats] = field(default_factory=list)
+    images: int
+    values: list[Floats] = field(default_factory=list)
     verdict: Verdict | None = None
     lost_old: float = 0.0
     lost_new: float = 0.0
+    bets: SequentialMean = field(init=False)
+
+    def __post_init__(self) -> None:
+        low, high = self.range
+        self.bets = SequentialMean(min(max(self.bound, low), high), self.images, low=low, high=high)
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether images are paired with the baseline's."""
+        return self.test.rule.bound == "max_drop"
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest value that an image can have."""
+        most = self.test.measure.scale
+        return (-most if self.is_paired else 0.0), most
+
+    @property
+    def bound(self) -> float:
+        """What the mean value may be: the drop, or the loss that an absolute bound leaves."""
+        rule = self.test.rule
+        return self.test.measure.scale - rule.limit if rule.bound == "min" else rule.limit
 
 
 def _chosen(baseline: Results, model: str, asked: str | None) -> list[Subject]:
@@ -134,13 +157,13 @@ def _as_if(old: Subject) -> Pair:
 
 def _decidable(tests: Iterable[Test]) -> None:
     for test in tests:
-        if test.rule.bound != "max_drop" or test.measure.loss != "error":
+        if test.measure.loss != "error":
             raise UsageError(
                 f"rule {test.rule.name!r} (line {test.rule.line}) cannot be decided while a model is evaluated",
-                found=f"{test.rule.metric} with {test.rule.bound}",
-                hint="lnbench eval, then lnbench gate NEW; or max_drop of a metric other than ece",
+                found=f"{test.rule.metric}, which is no mean over images",
+                hint="lnbench eval, then lnbench gate NEW; or a metric other than ece",
             )
-        for condition, _ in test.measure.terms:
+        for condition, _ in test.measure.terms if test.rule.bound == "max_drop" else ():
             if test.pair.old.hits(test.pair.old.rows[condition]) is None:
                 raise UsageError(
                     "the baseline has no predictions to pair images with",
@@ -212,7 +235,7 @@ def _watch(plan: Plan, tests: list[Test], on_look: OnLook | None) -> tuple[list[
     Returns: the tests with what was seen, and for each mode how many clean images were right, how many there were, and
         how many predictions had no finite logits.
     """
-    watches = [_Watch(test, SequentialDrop(test.rule.limit, plan.limit, most=test.measure.scale)) for test in tests]
+    watches = [_Watch(test, plan.limit) for test in tests]
     order = plan.order[: plan.limit].numpy()
     place = {int(index): i for i, index in enumerate(np.sort(order))}
     model = plan.models[0]
@@ -269,12 +292,12 @@ def _add(
     indices: npt.NDArray[np.int64],
     places: npt.NDArray[np.int64],
 ) -> None:
-    """Put a block's paired differences on the bets, in visiting order."""
+    """Put a block's values on the bets, in visiting order."""
     if watch.verdict:
         return
     old = watch.test.pair.old
     by_visit = np.argsort(np.argsort(indices))  # cells and labels are in data set order
-    drops = np.zeros(len(indices))
+    values = np.zeros(len(indices))
     for condition, weight in watch.test.measure.terms:
         cell, row = cells.get((_plain(old.mode), condition)), old.rows[condition]
         if cell is None:
@@ -282,14 +305,16 @@ def _add(
                 f"the model does not run the mode {old.mode}", found=f"{condition} missing", hint="another baseline"
             )
         _same_pixels(row, cell)
-        before = old.hits(row)
-        assert before is not None
-        was, now = before[places], (cell.predicted == labels)[by_visit]
-        drops += weight * (was.astype(np.float64) - now)
-        watch.lost_old += weight * float((~was).sum())
-        watch.lost_new += weight * float((~now).sum())
-    watch.drops.append(drops)
-    watch.bets.update(drops)
+        lost = (cell.predicted != labels)[by_visit]
+        values += weight * lost
+        watch.lost_new += weight * float(lost.sum())
+        if watch.is_paired:
+            before = old.hits(row)
+            assert before is not None
+            values -= weight * ~before[places]
+            watch.lost_old += weight * float((~before[places]).sum())
+    watch.values.append(values)
+    watch.bets.update(values)
 
 
 def _same_pixels(row: DocumentRow, cell: Cell) -> None:
@@ -332,29 +357,33 @@ def _check_trust(plan: Plan, clean: Mapping[str, list[int]]) -> None:
 
 
 def _check(watch: _Watch, plan: Plan, adjusted: float) -> Check:
-    rule, measure, drops = watch.test.rule, watch.test.measure, np.concatenate(watch.drops)
-    n = drops.size
-    alpha = rule.alpha
-    most = measure.scale
+    rule, measure, values = watch.test.rule, watch.test.measure, np.concatenate(watch.values)
+    n = values.size
+    low, high = watch.range
+    interval = betting_interval(values, low=low, high=high)
+    if not watch.is_paired:
+        interval = tuple(sorted(map(measure.value, interval)))  # type: ignore[assignment]
+    is_single = watch.is_paired and len(measure.terms) == 1
+    detectable = detectable_by_bets(plan.limit, float(values.std()), watch.bound, rule.alpha)
     return Check(
         rule=rule,
         model=model_name(plan.models[0].info.id),
         mode=watch.test.pair.old.mode,
         about=measure.about,
         conditions=len(measure.terms),
-        old=measure.value(watch.lost_old / n),
+        old=measure.value(watch.lost_old / n) if watch.is_paired else None,
         new=measure.value(watch.lost_new / n),
-        drop=float(drops.mean()),
-        interval=betting_interval(drops, low=-most, high=most),
+        drop=float(values.mean()) if watch.is_paired else None,
+        interval=interval,
         n=n,
         p=watch.bets.p("worse"),
         p_adjusted=adjusted,
         p_kept=watch.bets.p("fine"),
-        detectable=detectable_by_bets(plan.limit, float(drops.std()), rule.limit, alpha),
+        detectable=detectable - (0 if watch.is_paired else watch.bound),
         method=f"sequential betting test, {n} of {plan.limit} images needed",
-        paired=True,
-        lost=int((drops > 0).sum()) if len(measure.terms) == 1 else None,
-        gained=int((drops < 0).sum()) if len(measure.terms) == 1 else None,
+        paired=watch.is_paired,
+        lost=int((values > 0).sum()) if is_single else None,
+        gained=int((values < 0).sum()) if is_single else None,
         verdict=watch.verdict or "inconclusive",
     )
 

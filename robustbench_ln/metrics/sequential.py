@@ -28,7 +28,7 @@ Direction = Literal["above", "below"]
 # costs at most 17 % of the best stake's rate of growth.
 STAKES = np.array([0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 0.95])
 
-_BISECTIONS = 40
+_BISECTIONS = 24  # halvings of an interval of width 2: far below what is shown of it
 
 
 class BettingTest:
@@ -108,33 +108,35 @@ class BettingTest:
         return 0.0 if np.isinf(self._peak) else float(min(1.0, np.exp(-_log_mean(self._logs[None])[0])))
 
 
-class SequentialDrop:
-    """Evidence about a drop that may be looked at after every image, with the guarantee of both ways to see a test set.
+class SequentialMean:
+    """Evidence about a mean over images (of drops, or of losses) that may be looked at after every image, with the
+    guarantee of both ways to see a test set.
 
     The images are a sample, and models are judged for all images of their kind (as the fixed tests do); or the test set
     is all there is, drawn from without replacement. A p-value here is the larger of the two, so that a verdict is wrong
     with probability at most alpha either way: noise in the test set does not turn into a failure at its last image.
 
     Args:
-        max_drop: what is allowed, in units of the values.
+        bound: what is allowed, in units of the values.
         n: images of the test set.
-        most: the largest possible value, 1 for differences of hits.
+        low: smallest possible value, -1 for differences of hits.
+        high: largest possible value.
     """
 
-    def __init__(self, max_drop: float, n: int, *, most: float = 1.0) -> None:
+    def __init__(self, bound: float, n: int, *, low: float = -1.0, high: float = 1.0) -> None:
         views = (None, n)
         directions: dict[Side, Direction] = {"worse": "above", "fine": "below"}
         self._tests: dict[Side, list[BettingTest]] = {
-            side: [BettingTest(max_drop, direction, low=-most, high=most, population=view) for view in views]
+            side: [BettingTest(bound, direction, low=low, high=high, population=view) for view in views]
             for side, direction in directions.items()
         }
 
-    def update(self, drops: npt.ArrayLike) -> dict[Side, Floats]:
-        """Take the next images' drops, (B,), in random order; the p-values of each side after each image."""
-        return {side: np.maximum.reduce([test.update(drops) for test in tests]) for side, tests in self._tests.items()}
+    def update(self, values: npt.ArrayLike) -> dict[Side, Floats]:
+        """Take the next images' values, (B,), in random order; the p-values of each side after each image."""
+        return {side: np.maximum.reduce([test.update(values) for test in tests]) for side, tests in self._tests.items()}
 
     def p(self, side: Side) -> float:
-        """One-sided p-value so far: ``worse`` tests "at most max_drop", ``fine`` tests "at least max_drop"."""
+        """One-sided p-value so far: ``worse`` tests "the mean is at most the bound", ``fine`` tests "at least"."""
         return max(test.p for test in self._tests[side])
 
 
@@ -203,3 +205,21 @@ def betting_interval(
 
     centre = float(x.mean())
     return edge("above", centre, low), edge("below", centre, high)
+
+
+def narrow_interval(hits: npt.NDArray[np.bool_], population: int, width: float) -> tuple[float, float] | None:
+    """The anytime-valid 95 % interval of a test set's accuracy, once it is narrow enough.
+
+    Args:
+        hits: (n,) was each image predicted right, drawn in random order and without replacement.
+        population: images of the test set.
+        width: how wide the interval may be.
+    Returns: the interval; None where it is wider.
+    """
+    n, rate = hits.size, float(hits.mean())
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    # An interval of one look is narrower than one that holds at all of them, and cheap.
+    if 2 * z * sqrt(rate * (1 - rate) / n * (1 - n / population)) > width:
+        return None
+    low, high = betting_interval(hits, low=0.0, high=1.0, population=population)
+    return (low, high) if high - low <= width else None

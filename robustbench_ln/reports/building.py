@@ -285,7 +285,7 @@ def _notes(sheet: Sheet, suite: str) -> list[str]:
             names = ", ".join(entry.name for entry in bare)
             notes.append(f"no relative mCE, which needs clean errors, and a normaliser that loses accuracy: {names}")
     if any(not e.origin and e.scores.mean_error and e.scores.mean_error.low is None for e in entries):
-        notes.append("means over corruptions have no intervals where predictions of single images were not kept")
+        notes.append("means over corruptions have no intervals where predictions were not kept, or rows stopped early")
     if len({entry.qualifier for entry in entries}) > 1:
         notes.append("regenerated and published pixels are never ranked together: they stand in tables of their own")
     return notes

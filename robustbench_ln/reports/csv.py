@@ -31,6 +31,7 @@ COLUMNS = (
     "seconds",
     "fingerprint",
     "status",
+    "interval",
 )
 
 
@@ -66,6 +67,7 @@ def _cells(row: DocumentRow) -> list[str]:
         repr(float(row.seconds)),
         cell_text(row.fingerprint),
         row.status,
+        row.interval,
     ]
 
 

@@ -103,7 +103,7 @@ def flips_of(results: Results, clean: DocumentRow, degraded: Sequence[DocumentRo
     after = [results.predictions(row) for row in degraded]
     if results.scored is None or before is None:
         return None
-    indices, labels = results.scored
+    indices, labels, _ = results.scored
     predicted = [one[0] for one in after if one is not None]
     if len(predicted) < len(degraded) or any(len(one) != len(labels) for one in (before[0], *predicted)):
         return None

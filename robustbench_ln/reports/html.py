@@ -187,9 +187,7 @@ def _lead(summary: Summary) -> str:
     data = summary.data
     if not summary.rows:
         return "Figures as others published them"
-    scored = sorted({row.n for row in summary.rows if row.status == "ok"})
-    images = " or ".join(f"{n:,}" for n in scored) or "no"
-    return f"{images} images scored, {data.classes} classes, {data.pixels} pixels, seed {summary.run.seed}"
+    return f"{summary.scored} images scored, {data.classes} classes, {data.pixels} pixels, seed {summary.run.seed}"
 
 
 def _look(one: ModeStyle) -> Look:

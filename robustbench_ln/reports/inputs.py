@@ -197,7 +197,7 @@ def _joined_pixels(model: str, path: str, a: DataEntry, b: DataEntry) -> DataEnt
 def _differences(sources: Sequence[Source]) -> list[str]:
     """What may differ between inputs, and must be known."""
     notes = []
-    for what in ("seed", "limit", "precision", "lnbench_version"):
+    for what in ("seed", "limit", "ci_width", "precision", "lnbench_version"):
         values = list(dict.fromkeys(getattr(source.run, what) for source in sources))
         if len(values) > 1:
             name = what.replace("_", " ")

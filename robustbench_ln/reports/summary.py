@@ -30,7 +30,7 @@ Hits = Callable[[DocumentRow], npt.NDArray[np.bool_] | None]
 
 CAUTIOUS = (
     "intervals of means over repeats or corruptions are wider than they need be: "
-    "without every image's prediction they count each image once"
+    "without every image's prediction, or with rows that stopped early, they count each image once"
 )
 
 
@@ -174,6 +174,12 @@ class Summary:
     sources: tuple[Source, ...] = ()
 
     @property
+    def scored(self) -> str:
+        """How many images the rows have, in words."""
+        found = {row.n for row in self.rows if row.status == "ok"}
+        return " to ".join(f"{n:,}" for n in sorted({min(found), max(found)})) if found else "no"
+
+    @property
     def noises(self) -> tuple[tuple[str, str], ...]:
         """The (noise, range) pairs that have a curve, in order of appearance."""
         return tuple(dict.fromkeys((curve.name, curve.range) for curve in self.curves))
@@ -225,6 +231,12 @@ def summarise(document: ResultsDocument, hits: Hits | None = None) -> Summary:
     if failed:
         first = f"{failed[0].model}, {failed[0].mode}, {failed[0].condition.to_condition()}"
         notes.append(f"{len(failed)} of {len(document.rows)} rows failed and are left out, the first: {first}")
+    early = sum(row.interval == "anytime" for row in done)
+    if early:
+        notes.append(
+            f"{early} of {len(done)} rows stopped early (--ci-width): their intervals hold for the accuracy on this "
+            "data set, not on other images of its kind, and they have no paired tests"
+        )
     return Summary(
         models=tuple(_models(document.models, modes)),
         modes=tuple(dict.fromkeys(mode for of_model in modes.values() for mode in of_model)),
@@ -300,7 +312,9 @@ def _point(level: float, rows: list[DocumentRow], *, hits: Hits | None, notes: l
     n = min(row.n for row in rows)
     accuracy = float(np.mean([row.correct / row.n for row in rows]))
     repeats = len({row.condition.repeat for row in rows})
-    if len(rows) > 1 and (table := hit_table(rows, hits)) is not None:
+    if len(rows) == 1 and rows[0].interval == "anytime" and rows[0].ci95 is not None:
+        low, high = rows[0].ci95
+    elif len(rows) > 1 and (table := hit_table(rows, hits)) is not None:
         low, high = clustered_interval(table)
     else:
         low, high = score_interval(accuracy, n)

@@ -9,6 +9,7 @@ from robustbench_ln.metrics.mce import GROUPS, STANDARD, Estimate
 from robustbench_ln.reports.sheet import Entry, Sheet, mean_words
 from robustbench_ln.reports.summary import Curve, Grid, Point, Source, Summary
 from robustbench_ln.reports.text import number
+from robustbench_ln.results.document import RunInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,7 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
             ("data", f"{data.id} ({data.source}): {data.n:,} images, {data.classes} classes"),
             ("data digest", f"SHA-256 {data.sha256}" if data.sha256 else ""),
             ("pixels", f"{data.pixels}, frost {data.frost}" if data.frost else data.pixels),
-            ("images scored", "all" if run.limit is None else f"the first {run.limit:,} of the seeded order"),
+            ("images scored", _scored(run)),
             ("seed", str(run.seed)),
             ("order digest", f"SHA-256 {run.order_sha256}" if run.order_sha256 else ""),
             ("versions", f"lnbench {run.lnbench_version}, torch {run.torch}"),
@@ -194,6 +195,11 @@ def estimate(one: Estimate | None) -> str:
         return ""
     known = one.low is not None and one.high is not None
     return percent(one.value) + (f" [{100 * one.low:.1f}, {100 * one.high:.1f}]" if known else "")  # type: ignore[operator]
+
+
+def _scored(run: RunInfo) -> str:
+    most = "all" if run.limit is None else f"the first {run.limit:,} of the seeded order"
+    return most if run.ci_width is None else f"{most}, or until the 95 % interval is at most {run.ci_width:g} wide"
 
 
 def _mode(entry: Entry) -> str:

@@ -96,10 +96,8 @@ def _facts(summary: Summary) -> str:
     data, run = summary.data, summary.run
     if not summary.rows and summary.sheet.entries:
         return f"{data.id}: figures as others published them"
-    scored = sorted({row.n for row in summary.rows if row.status == "ok"})
-    images = " or ".join(f"{n:,}" for n in scored) or "no"
-    of = f" of {data.n:,}" if scored and scored != [data.n] else ""
-    return f"{data.id}: {images}{of} images scored, {data.classes} classes, seed {run.seed}, {run.precision}"
+    of = "" if summary.scored in (f"{data.n:,}", "no") else f" of {data.n:,}"
+    return f"{data.id}: {summary.scored}{of} images scored, {data.classes} classes, seed {run.seed}, {run.precision}"
 
 
 def _heading(model: ModelSummary, safe: Show) -> Text:

@@ -10,7 +10,7 @@ from robustbench_ln.results.document import (
     load_document,
     shards_missing,
 )
-from robustbench_ln.results.results import Results, collect, load_results, save
+from robustbench_ln.results.results import Results, Scored, collect, load_results, save
 from robustbench_ln.results.store import (
     Cell,
     FolderRun,
@@ -34,6 +34,7 @@ __all__ = [
     "ResultsDocument",
     "Run",
     "RunInfo",
+    "Scored",
     "cell_file",
     "collect",
     "dump_document",

@@ -67,6 +67,8 @@ class RunInfo(_Entry):
     """What a reader must know before trusting the numbers."""
     shards: list[Annotated[str, Field(pattern=r"^\d{1,6}/\d{1,6}$")]] = []
     """Parts of the work, i/n, that are in here; empty where all of it is."""
+    ci_width: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """How narrow an interval ended a row early; null where every row has all images."""
 
 
 class ModelEntry(_Entry):
@@ -200,7 +202,7 @@ class DocumentRow(_Entry):
     accuracy: Fraction | None
     """correct / n."""
     ci95: tuple[Fraction, Fraction] | None
-    """Wilson 95 % interval of the accuracy; ignores the dependence inside a batch of batch-statistics modes."""
+    """95 % interval of the accuracy; ignores the dependence inside a batch of batch-statistics modes."""
     top5: Fraction | None
     """Fraction with the label among the five most probable classes; null with five classes or fewer."""
     nll: float | None
@@ -217,6 +219,9 @@ class DocumentRow(_Entry):
     """What the ratios are derived from; null in files of other tools."""
     extra: dict[str, Any] = {}
     """Whatever else is worth keeping."""
+    interval: Literal["wilson", "anytime"] = "wilson"
+    """Kind of ci95: Wilson's, for images of this kind; or, of a row that stopped early, for the accuracy on this data
+    set, valid at every look. The latter row has the first n images of the visiting order."""
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> DocumentRow:
@@ -308,7 +313,7 @@ def row_to_document(row: ResultRow) -> DocumentRow:
         n=counts.n,
         correct=counts.correct,
         accuracy=calibration.accuracy(counts) if some else None,
-        ci95=wilson(counts.correct, counts.n) if some else None,
+        ci95=(row.anytime or wilson(counts.correct, counts.n)) if some else None,
         top5=calibration.top5(counts) if some else None,
         nll=calibration.nll(counts) if some else None,
         # Sums of float32 confidences may leave [0, 1] by their last bits.
@@ -318,6 +323,7 @@ def row_to_document(row: ResultRow) -> DocumentRow:
         images=row.images,
         counts=CountsEntry(**asdict(counts)),
         extra=row.extra,
+        interval="anytime" if row.anytime else "wilson",
     )
 
 
@@ -343,6 +349,7 @@ def row_from_document(entry: DocumentRow) -> ResultRow:
         seconds=entry.seconds,
         status=entry.status,
         extra=dict(entry.extra),
+        anytime=entry.ci95 if entry.interval == "anytime" else None,
     )
 
 

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,21 @@ PREDICTIONS = "predictions.npz"
 Predictions = tuple[NDArray[np.int32], NDArray[np.float32]]
 
 
+class Scored(NamedTuple):
+    """The images that were scored, in data set order.
+
+    Attributes:
+        indices: ``(n,)`` int64, rising.
+        labels: ``(n,)`` int64.
+        places: ``(n,)`` int64, where each stands in the visiting order: a row that stopped after m of them has those
+            with places below m. None in folders of older versions, whose rows have all.
+    """
+
+    indices: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    places: NDArray[np.int64] | None = None
+
+
 class Results:
     """The rows of a run.
 
@@ -50,7 +65,7 @@ class Results:
         document: ResultsDocument,
         folder: Path | None,
         predictions: Callable[[str], Predictions | None],
-        scored: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
+        scored: Scored | None,
     ) -> None:
         self.document, self.folder = document, folder
         self._predictions, self._scored = predictions, scored
@@ -106,8 +121,8 @@ class Results:
         return found[0].accuracy
 
     @property
-    def scored(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """``(n,)`` data set indices, rising, and labels of the scored images; None where predictions were not kept."""
+    def scored(self) -> Scored | None:
+        """The images that were scored; None where predictions were not kept."""
         return self._scored
 
     def predictions(self, row: DocumentRow) -> Predictions | None:
@@ -119,9 +134,15 @@ class Results:
         return None if key is None else self._predictions(str(key))
 
     def hits(self, row: DocumentRow) -> NDArray[np.bool_] | None:
-        """``(n,)`` whether each scored image was predicted right, in data set order; None where that is not known."""
+        """``(n,)`` whether each scored image was predicted right, in data set order.
+
+        None where that is not known, and for a row that stopped early: its images are not those of other rows.
+        """
         kept = self.predictions(row)
-        return None if kept is None or self._scored is None else kept[0] == self._scored[1]
+        if kept is None or self._scored is None or row.interval == "anytime":
+            return None
+        hits: NDArray[np.bool_] = kept[0] == self._scored.labels
+        return hits
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line a row, with the condition's parts as columns.
@@ -167,7 +188,7 @@ class Results:
 def collect(
     run: Run,
     info: RunInfo,
-    scored: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
+    scored: Scored | None,
     failed: Sequence[ResultRow] = (),
 ) -> Results:
     """All finished rows of an open run, and those that failed behind them.
@@ -175,7 +196,7 @@ def collect(
     Args:
         run: an open run.
         info: how the numbers were made.
-        scored: data set indices, rising, and labels of the scored images; None where no predictions were kept.
+        scored: the images of a whole row; None where no predictions were kept.
         failed: rows without numbers.
     """
     rows = []
@@ -208,13 +229,13 @@ def collect(
 def save(run: FolderRun, results: Results) -> None:
     """Write ``results.json`` and, where they were kept, ``predictions.npz`` into the run's folder.
 
-    The archive holds ``indices`` and ``labels`` of the scored images in data set order, and for each row
-    ``KEY/predicted`` and ``KEY/confidence``, KEY being the row's ``extra.predictions``.
+    The archive holds the arrays of :class:`Scored`, and for each row ``KEY/predicted`` and ``KEY/confidence``, KEY
+    being the row's ``extra.predictions``.
     """
     if results.document.predictions is not None:
         assert results._scored is not None
         with writing(run.folder / PREDICTIONS) as file, zipfile.ZipFile(file, "w") as archive:
-            for name, whole in zip(("indices", "labels"), results._scored, strict=True):
+            for name, whole in results._scored._asdict().items():
                 _add(archive, name, whole)
             for key, cell in run.cells():
                 for name, array in _arrays(cell):
@@ -249,7 +270,8 @@ def load_results(path: Path | str) -> Results:
     source = folder / document.predictions
     try:
         archive = np.load(source, allow_pickle=False)
-        scored = archive["indices"].astype(np.int64), archive["labels"].astype(np.int64)
+        names = [name for name in Scored._fields if name != "places" or name in archive]
+        scored = Scored(**{name: archive[name].astype(np.int64) for name in names})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"cannot read predictions {source}", found=str(error)[:200], hint="run the same lnbench eval again"

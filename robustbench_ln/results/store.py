@@ -90,14 +90,14 @@ class Cell:
         n = meta["n"]
         counts = _tuples(meta["row"]["counts"])
         condition = Condition.from_dict(meta["row"]["condition"])
-        row = ResultRow(**{**meta["row"], "condition": condition, "counts": Counts(**counts)})
+        row = ResultRow(**{**_tuples(meta["row"]), "condition": condition, "counts": Counts(**counts)})
         predicted = np.frombuffer(arrays, "<i4", n).astype(np.int32)
         return cls(row, predicted, np.frombuffer(arrays, "<f4", n, offset=4 * n).astype(np.float32))
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a run folder is. The first six fields are fixed; the rest grows when commands add to the folder.
+    """What a run folder is. Models, modes, conditions and warnings grow when commands add to it; the rest is fixed.
 
     Attributes:
         data: the data set.
@@ -113,6 +113,7 @@ class Manifest:
         warnings: everything a reader should know.
         shards: parts of the work, ``i/n``, that were done into the folder; empty where it was not divided.
         files: digest of the images of each published condition.
+        ci_width: how narrow an interval ends a row early; None for rows of all images.
     """
 
     data: DataInfo
@@ -128,13 +129,14 @@ class Manifest:
     warnings: tuple[str, ...] = ()
     shards: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
+    ci_width: float | None = None
 
     def extended(self, other: Manifest) -> Manifest:
         """Return this manifest with what `other` adds.
 
         Raises:
-            UsageError: `other` has another data set, seed, limit, precision, kernels or visiting order, or other
-                frost textures or published files.
+            UsageError: `other` has another data set, seed, limit, interval width, precision, kernels, visiting order,
+                other frost textures or published files.
         """
         mine, theirs = self.data.frost_sha256, other.data.frost_sha256
         data = replace(self.data, frost=self.data.frost or other.data.frost, frost_sha256=mine or theirs)
@@ -142,6 +144,7 @@ class Manifest:
             ("data", self.data.sha256, other.data.sha256),
             ("seed", self.seed, other.seed),
             ("limit", self.limit, other.limit),
+            ("ci-width", self.ci_width, other.ci_width),
             ("precision", self.precision, other.precision),
             ("kernel version", self.kernels, other.kernels),
             ("visiting order", self.order_sha256, other.order_sha256),
@@ -154,7 +157,7 @@ class Manifest:
                 shown, wanted = (value[:12] if isinstance(value, str) else value for value in (here, asked))
                 if name == "data":
                     shown, wanted = f"{self.data.source} ({shown})", f"{other.data.source} ({wanted})"
-                if name == "limit":
+                if name in ("limit", "ci-width"):
                     shown, wanted = (value or "none (all images)" for value in (shown, wanted))
                 raise UsageError(
                     f"the run folder holds results of {'another' if name in _SINGULAR else 'other'} {name}",
@@ -192,9 +195,10 @@ class Manifest:
         """The inverse of :meth:`to_json`; raises ValueError, KeyError or TypeError for anything else."""
         value = json.loads(content)
         return cls(
-            **{one.name: value[one.name] for one in fields(cls) if one.name not in ("files", "shards")}
+            **{one.name: value[one.name] for one in fields(cls) if one.name not in ("files", "shards", "ci_width")}
             | {
                 "files": value.get("files", {}),
+                "ci_width": value.get("ci_width"),  # older folders lack what could not be asked for
                 "data": DataInfo(**_tuples(value["data"])),
                 "models": tuple(ModelInfo(**_tuples(model)) for model in value["models"]),
                 "modes": tuple(value["modes"]),
