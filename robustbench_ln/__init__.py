@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from robustbench_ln.checking import check_data
     from robustbench_ln.corruptions import corrupt
     from robustbench_ln.data import ArrayDataset, Dataset, open_dataset
+    from robustbench_ln.diagnosis import diagnose
     from robustbench_ln.errors import LnbenchError
     from robustbench_ln.merging import merge
     from robustbench_ln.models import Classifier, load_model, save_model
@@ -45,6 +46,7 @@ _HOMES = {
     "Dataset": "data",
     "open_dataset": "data",
     "LnbenchError": "errors",
+    "diagnose": "diagnosis",
     "merge": "merging",
     "Classifier": "models",
     "load_model": "models",
@@ -81,6 +83,7 @@ __all__ = [
     "check_data",
     "convert_to_localnorm",
     "corrupt",
+    "diagnose",
     "evaluate",
     "load_model",
     "load_results",

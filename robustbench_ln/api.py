@@ -8,19 +8,30 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from robustbench_ln import evaluation
 from robustbench_ln._version import __version__
 from robustbench_ln.errors import IncompleteError, UsageError
-from robustbench_ln.evaluation import Event, Failure, Finish, choose_engine
+from robustbench_ln.evaluation import Event, Failure, Finish, choose_engine, fit_batch, parse_time, within
 from robustbench_ln.files import as_utf8
-from robustbench_ln.metrics.accuracy import chance_bound, near_chance
-from robustbench_ln.planning import Plan, check_numbers, plan_run, threads_of
+from robustbench_ln.metrics.accuracy import chance_bound, near_chance, wilson
+from robustbench_ln.planning import Plan, check_numbers, plan_run, stratified_order, threads_of
 from robustbench_ln.reports import csv, summarise
-from robustbench_ln.results import FolderRun, Results, Run, RunInfo, Scored, collect, open_run, save, write_bytes
+from robustbench_ln.results import (
+    FolderRun,
+    Results,
+    Run,
+    RunInfo,
+    Scored,
+    collect,
+    open_run,
+    read_manifest,
+    save,
+    write_bytes,
+)
 from robustbench_ln.types import ResultRow
 
 if TYPE_CHECKING:
@@ -51,8 +62,11 @@ def evaluate(
     repeats: int = 1,
     seed: int = 0,
     limit: int | None = None,
-    batch_size: int = 128,
+    budget: str | None = None,
+    batch_size: int | Literal["auto"] = 128,
     device: str = "auto",
+    precision: str = "fp32",
+    compile: bool = False,
     threads: int | None = None,
     workers: int = 0,
     engine: str = "local",
@@ -95,8 +109,11 @@ def evaluate(
         repeats: how often the pixels of each random condition are redrawn.
         seed: of everything random, at least 0.
         limit: score only the first images of the shuffled order.
-        batch_size: images computed at once; changes no number.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        budget: a time (``"10min"``) into which the run must fit: as many images, class by class, as that takes.
+        batch_size: images computed at once, or ``"auto"`` for what fits into memory; changes no number.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; several by commas share the conditions.
+        precision: of forward passes: ``fp32``, ``bf16`` or ``fp16``.
+        compile: compile networks whose statistics are frozen; changes no number.
         threads: threads of a forward pass; changes no number.
         workers: processes that evaluate conditions side by side; changes no number.
         engine: what carries out the work: ``local``, ``ray[:ADDRESS]`` or ``slurm[:local]``; changes no number.
@@ -144,8 +161,10 @@ def evaluate(
             repeats=repeats,
             seed=seed,
             limit=limit,
-            batch_size=batch_size,
+            batch_size=128 if batch_size == "auto" else batch_size,
             device=device,
+            precision=precision,
+            compile=compile,
             arch=arch,
             normalize=normalize,
             trust=trust,
@@ -158,6 +177,10 @@ def evaluate(
             predictions=predictions,
             timeout=timeout,
         )
+        if batch_size == "auto":
+            plan = fit_batch(plan)
+        if budget is not None:
+            plan = within_budget(plan, budget, out)
         return evaluate_plan(
             plan, out=out, workers=workers, engine=engine, shard=shard, fail_fast=fail_fast, on_event=on_event
         )
@@ -222,6 +245,36 @@ def evaluate_plan(
                 elif shard is not None:
                     save(run, results)  # parts of rows only; `merge` wants to know how they were made
         return results
+
+
+def within_budget(plan: Plan, budget: str, out: str | Path | None) -> Plan:
+    """The plan for as many images as a time allows, with a warning that says what that does to intervals.
+
+    Args:
+        plan: of whole data.
+        budget: ``90s``, ``10min`` or ``2h``.
+        out: run folder. One that a budget was spent in before decides how many images there are.
+
+    Raises:
+        UsageError: not a time, or one that is too short for an image of each class.
+    """
+    seconds = parse_time(budget)
+    record = Path(out) / "run.json" if out is not None else None
+    chosen = plan.reordered(stratified_order(plan.order, plan.dataset.labels))
+    before = read_manifest(record) if record is not None and record.exists() else None
+    if before is not None and before.order_sha256 == chosen.manifest.order_sha256:
+        chosen = chosen.limited(before.limit or plan.limit)
+    else:
+        chosen = within(plan, seconds)
+    if chosen.limit == plan.limit:
+        return plan
+    low, high = wilson(chosen.limit // 2, chosen.limit)
+    note = (
+        f"--budget: {chosen.limit:,} of {len(plan.dataset):,} images, of every class its share; 95 % intervals of "
+        f"accuracies are up to {50 * (high - low):.1f} points either way"
+    )
+    manifest = replace(chosen.manifest, warnings=(*chosen.manifest.warnings, note))
+    return replace(chosen, manifest=manifest)
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:

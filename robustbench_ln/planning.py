@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustbench_ln.corruptions import (
@@ -44,6 +46,9 @@ from robustbench_ln.norms import NetworkNorms, choose_modes, frozen_state, parse
 from robustbench_ln.norms.modes import Schedule, schedule
 from robustbench_ln.results import Manifest, row_key
 from robustbench_ln.types import Condition, DataInfo, ModelInfo
+
+# What forward passes compute in. Weights, statistics of norm layers and everything after the logits stay in float32.
+PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,7 @@ class Plan:
         keep_predictions: whether every image's class and confidence are kept.
         devices: where worker processes run their networks, in turn; empty for `device`.
         timeout: seconds that a job may take; None for any number.
+        compile: whether networks whose statistics are frozen run compiled.
         other_order: digest of the order, where it is not the seed's own; it then names rows too.
     """
 
@@ -97,6 +103,7 @@ class Plan:
     keep_predictions: bool = True
     devices: tuple[str, ...] = ()
     timeout: float | None = None
+    compile: bool = False
     other_order: str = ""
 
     def block(self, first: int, size: int) -> Plan:
@@ -125,6 +132,10 @@ class Plan:
             return self
         manifest = replace(self.manifest, order_sha256=digest)
         return replace(self, order=order, manifest=manifest, other_order=digest)
+
+    def limited(self, limit: int) -> Plan:
+        """The same plan for the first `limit` images of its order."""
+        return replace(self, limit=limit, manifest=replace(self.manifest, limit=limit))
 
     def only_clean(self) -> Plan:
         """The same plan without anything done to images."""
@@ -167,6 +178,21 @@ def visiting_order(seed: int, n: int, *, draw: int = 0) -> Tensor:
     """
     words = ImageRng(seed, f"order/{draw}" if draw else "order", torch.arange(n)).words(2).to(torch.int64)
     return ((words[:, 0] << 32) | (words[:, 1] & 0xFFFFFFFF)).argsort(stable=True)
+
+
+def stratified_order(order: Tensor, labels: NDArray[np.int64]) -> Tensor:
+    """An order of which every beginning holds the classes in the shares of the whole.
+
+    Args:
+        order: ``(N,)`` int64, a visiting order; among the images of a class it stays.
+        labels: ``(N,)`` of the data set.
+    """
+    classes = labels[order.numpy()]
+    place = np.empty(len(order))
+    for label in np.unique(classes):
+        (mine,) = np.nonzero(classes == label)
+        place[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+    return order[torch.from_numpy(place.argsort(kind="stable"))]
 
 
 def order_digest(order: Tensor) -> str:
@@ -222,6 +248,8 @@ def plan_run(
     interpolation: str | None = None,
     ci_width: float | None = None,
     predictions: bool = True,
+    precision: str = "fp32",
+    compile: bool = False,
     timeout: float | None = None,
 ) -> Plan:
     """Name, load and check everything; see :func:`robustbench_ln.evaluate` for the arguments.
@@ -255,6 +283,8 @@ def plan_run(
     fixed = parse_normalize(normalize)
     targets = tuple(choose_device(one) for one in device.split(","))
     target = targets[0]
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
     if timeout is not None and not timeout > 0:
         raise UsageError("--timeout is too small", found=f"{timeout:g}", hint="--timeout 3600, in seconds")
 
@@ -362,7 +392,7 @@ def plan_run(
         data=info_,
         seed=seed,
         limit=limit,
-        precision="fp32",
+        precision=precision,
         kernels=KERNEL_VERSION,
         order_sha256=order_digest(order),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -389,6 +419,7 @@ def plan_run(
         predictions,
         devices=targets if len(targets) > 1 else (),
         timeout=timeout,
+        compile=compile,
     )
 
 

@@ -41,6 +41,7 @@ RANKS = {
     "reports": 5,
     "api": 6,
     "merging": 7,
+    "diagnosis": 5,
     "benchmarks": 6,  # measures what evaluation does
     "comparing": 6,  # may use reports for the ink
     "gating": 7,

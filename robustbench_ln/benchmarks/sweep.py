@@ -120,7 +120,7 @@ def _measure(case: _Case, images: int, batch_size: int) -> Iterator[dict[str, An
     network = plan.models[0].classifier
     ready = to_float(plan.dataset.read(range(images)))
     names = [cut.mode.name for cut in plan.models[0].schedules]
-    passes = {cut.mode.name: _passes(cut.mode.rot90, cut.mode.groups, cut.n_groups) for cut in plan.models[0].schedules}
+    passes = {cut.mode.name: cut.passes for cut in plan.models[0].schedules}
     seconds = dict.fromkeys(names, 0.0)
     sweep = forward = 0.0
     with _plain(network, ready, batch_size) as once:
@@ -149,10 +149,6 @@ def _measure(case: _Case, images: int, batch_size: int) -> Iterator[dict[str, An
             "forward_images_per_second": predictions / forward,
             "ratio": row["seconds"] / (forward * row["passes"]),
         }
-
-
-def _passes(rot90: bool, groups: str, n_groups: int) -> int:
-    return (4 if rot90 else 1) * (n_groups if groups == "all" else 1)
 
 
 @contextmanager

@@ -16,10 +16,12 @@ from robustbench_ln.cli.check_data import check_data_command
 from robustbench_ln.cli.commands import Command, Commands
 from robustbench_ln.cli.compare import compare_command
 from robustbench_ln.cli.corrupt import corrupt_command
+from robustbench_ln.cli.doctor import doctor_command
 from robustbench_ln.cli.eval import eval_command
 from robustbench_ln.cli.gate import gate_command
 from robustbench_ln.cli.inspect import inspect_command
 from robustbench_ln.cli.list import list_command
+from robustbench_ln.cli.merge import merge_command
 from robustbench_ln.cli.preview import preview_command
 from robustbench_ln.cli.process import Interrupted, command_line, help_line, interrupt
 from robustbench_ln.cli.report import report_command
@@ -47,6 +49,8 @@ app.command("preview", cls=Command)(preview_command)
 app.command("reproduce", cls=Command)(reproduce_command)
 app.command("inspect", cls=Command)(inspect_command)
 app.command("list", cls=Command)(list_command)
+app.command("merge", cls=Command)(merge_command)
+app.command("doctor", cls=Command)(doctor_command)
 app.add_typer(bench_app, name="bench")
 
 

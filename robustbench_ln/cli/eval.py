@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import json as json_module
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from robustbench_ln.cli.options import (
     ArchOpt,
     AuditOrderOpt,
+    AutoBatchSizeOpt,
     BadImageOpt,
-    BatchSizeOpt,
+    BudgetOpt,
     CiWidthOpt,
     CleanOpt,
+    CompileOpt,
     ConfigOpt,
     CorruptionOpt,
     CropOpt,
     DataOpt,
-    DeviceOpt,
+    DevicesOpt,
+    DryRunOpt,
     EmaOpt,
+    EngineOpt,
+    FailFastOpt,
     FrostTexturesOpt,
     GroupSizeOpt,
     InterpolationOpt,
@@ -33,6 +40,7 @@ from robustbench_ln.cli.options import (
     NoPredictionsOpt,
     NormalizeOpt,
     OutOpt,
+    PrecisionOpt,
     PresetOpt,
     QuietOpt,
     RangeOpt,
@@ -40,13 +48,19 @@ from robustbench_ln.cli.options import (
     ResizeOpt,
     SeedOpt,
     SeverityOpt,
+    ShardOpt,
     SigmaOpt,
     SuiteOpt,
     ThreadsOpt,
+    TimeoutOpt,
     TrustOpt,
     WorkersOpt,
 )
 from robustbench_ln.cli.process import command_line
+from robustbench_ln.errors import IncompleteError, UsageError
+
+if TYPE_CHECKING:
+    from robustbench_ln.planning import Plan
 
 
 def eval_command(
@@ -77,10 +91,18 @@ def eval_command(
     limit: LimitOpt = None,
     audit_order: AuditOrderOpt = False,
     ci_width: CiWidthOpt = None,
-    batch_size: BatchSizeOpt = 128,
-    device: DeviceOpt = "auto",
+    budget: BudgetOpt = None,
+    batch_size: AutoBatchSizeOpt = "128",
+    device: DevicesOpt = "auto",
+    precision: PrecisionOpt = "fp32",
+    compile: CompileOpt = False,
     threads: ThreadsOpt = None,
     workers: WorkersOpt = 0,
+    engine: EngineOpt = "local",
+    shard: ShardOpt = None,
+    fail_fast: FailFastOpt = False,
+    timeout: TimeoutOpt = None,
+    dry_run: DryRunOpt = False,
     out: OutOpt = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -103,12 +125,17 @@ def eval_command(
 
     - `lnbench eval --model ckpt.pt --data cifar10 --preset paper-fig6 --modes all --workers 2`
 
+    - `lnbench eval --model ckpt.pt --data imagenet:val --corruption all --budget 2h --dry-run`
+
+    - `lnbench eval --model ckpt.pt --data imagenet:val --corruption all --shard 1/8 --out shards/1`
+
     - `lnbench eval --model demo:ln --audit-order --limit 300`
     """
     if not quiet:
         print("loading ...", file=sys.stderr, flush=True)
-    from robustbench_ln.api import evaluate_plan
+    from robustbench_ln.api import evaluate_plan, within_budget
     from robustbench_ln.cli.progress import Display
+    from robustbench_ln.evaluation import fit_batch
     from robustbench_ln.planning import check_numbers, plan_run, threads_of
     from robustbench_ln.reports import summarise, terminal
     from robustbench_ln.results import dump_document
@@ -131,8 +158,11 @@ def eval_command(
         "seed": seed,
         "limit": limit,
         "ci_width": ci_width,
-        "batch_size": batch_size,
+        "batch_size": _images(batch_size),
         "device": device,
+        "precision": precision,
+        "compile": compile,
+        "timeout": timeout,
         "arch": arch,
         "normalize": normalize,
         "trust": trust,
@@ -152,11 +182,21 @@ def eval_command(
     with threads_of(threads), redirect_stdout(sys.stderr):
         plan = plan_run(model, data, **settings)  # type: ignore[arg-type]
         folder = out or default_folder([info.id for info in plan.manifest.models], plan.manifest.data.id)
+        if batch_size == "auto":
+            plan = fit_batch(plan)
+        if budget is not None:
+            plan = within_budget(plan, budget, folder)
+        if dry_run:
+            _show_cost(plan, folder, json=json)
+            return
         with Display(plan, folder, quiet=quiet) as display:
             results = evaluate_plan(
                 plan,
                 out=folder,
                 workers=workers,
+                engine=engine,
+                shard=shard,
+                fail_fast=fail_fast,
                 on_event=display.on_event,
                 command=command_line(),
             )
@@ -171,6 +211,37 @@ def eval_command(
         terminal.show(summary)
     if not quiet:
         print(f"results in {folder}", file=sys.stderr)
+    failed = [row for row in results.document.rows if row.status == "failed"]
+    if failed:
+        raise IncompleteError(
+            f"{len(failed)} of {len(results)} rows failed",
+            found=f"{failed[0].extra.get('reason', '')}",
+            hint="the same command again: it does them anew",
+        )
+
+
+def _images(batch_size: str) -> int:
+    """The number that `--batch-size` says; for `auto`, that of the trial which tells what fits."""
+    if batch_size == "auto":
+        return 128
+    if not batch_size.isdecimal():
+        raise UsageError("--batch-size is not a number", found=batch_size, hint="--batch-size 128, or auto")
+    return int(batch_size)
+
+
+def _show_cost(plan: Plan, folder: Path, *, json: bool) -> None:
+    from robustbench_ln.evaluation import estimate
+    from robustbench_ln.results import FolderRun
+
+    cost = estimate(plan, FolderRun(folder, plan.manifest).get)
+    if json:
+        typer.echo(json_module.dumps(cost.to_dict(), allow_nan=False))
+        return
+    typer.echo(
+        f"{cost.cells} rows to find, {cost.forward_passes:,} forward passes of an image, about {cost.seconds:.0f} s in "
+        f"one process\n{cost.memory_bytes / 2**20:.0f} MiB of memory besides torch, "
+        f"{cost.disk_bytes / 2**20:.1f} MiB on disk"
+    )
 
 
 def default_folder(model_ids: list[str], data_id: str) -> Path:

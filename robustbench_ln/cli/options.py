@@ -256,8 +256,80 @@ BatchSizeOpt = Annotated[
     int,
     typer.Option("--batch-size", metavar="N", help="Images computed at once; changes no number.", rich_help_panel=_RUN),
 ]
+AutoBatchSizeOpt = Annotated[
+    str,
+    typer.Option(
+        "--batch-size",
+        metavar="N",
+        help="Images computed at once, or auto for what fits into memory; changes no number.",
+        rich_help_panel=_RUN,
+    ),
+]
 DeviceOpt = Annotated[
     str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda[:i] or mps.", rich_help_panel=_RUN)
+]
+DevicesOpt = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="auto, cpu, cuda[:i] or mps; several by commas, cuda:0,cuda:1, share the conditions.",
+        rich_help_panel=_RUN,
+    ),
+]
+PrecisionOpt = Annotated[
+    str,
+    typer.Option("--precision", metavar="NAME", help="Of forward passes: fp32, bf16 or fp16.", rich_help_panel=_RUN),
+]
+CompileOpt = Annotated[
+    bool,
+    typer.Option(
+        "--compile", help="Compile networks with frozen statistics (modes bn and native).", rich_help_panel=_RUN
+    ),
+]
+EngineOpt = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        help="What carries out the work: local, ray[:ADDRESS] or slurm[:local].",
+        rich_help_panel=_RUN,
+    ),
+]
+ShardOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--shard", metavar="I/N", help="Only the I-th of N parts of the work; then lnbench merge.", rich_help_panel=_RUN
+    ),
+]
+FailFastOpt = Annotated[
+    bool,
+    typer.Option(
+        "--fail-fast/--keep-going",
+        help="Stop at the first row that fails, or mark it and go on (exit 4 at the end).",
+        rich_help_panel=_RUN,
+    ),
+]
+TimeoutOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout", metavar="SECONDS", help="Of a condition; then its rows have failed.", rich_help_panel=_RUN
+    ),
+]
+DryRunOpt = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Print what the run will cost, from a calibration of 2 s, and stop.", rich_help_panel=_RUN
+    ),
+]
+BudgetOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="TIME",
+        help="Choose as many images, class by class, as fit into it: 90s, 10min, 2h.",
+        rich_help_panel=_RUN,
+    ),
 ]
 ThreadsOpt = Annotated[
     int | None, typer.Option("--threads", metavar="N", help="Threads of a forward pass.", rich_help_panel=_RUN)

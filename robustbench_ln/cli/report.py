@@ -83,7 +83,12 @@ def report_command(
 def _check_complete(summary: Summary) -> None:
     """The report is there; what it lacks is an error of its own, so that no script takes it for a whole one."""
     from robustbench_ln.metrics.mce import STANDARD
+    from robustbench_ln.results import shards_missing
 
+    if missing := shards_missing(summary.run):
+        raise IncompleteError(
+            "the report is of a part of the work", found=f"shards {', '.join(missing)} missing", hint="lnbench merge"
+        )
     failed = [row for row in summary.rows if row.status == "failed"]
     if failed:
         raise IncompleteError(

@@ -90,8 +90,13 @@ def _wrong_files(kind: type[CIFAR10], root: Path) -> str:
     return ", ".join(f"{' '.join(names)} {what}" for names, what in named if names) or "unreadable files"
 
 
+def downloads_folder() -> Path:
+    """Where downloaded data sets are kept."""
+    return platformdirs.user_cache_path("lnbench") / "data"
+
+
 def _load_or_download(name: str, kind: type[CIFAR10], *, train: bool) -> CIFAR10:
-    root = platformdirs.user_cache_path("lnbench") / "data"
+    root = downloads_folder()
     with contextlib.suppress(InputError):
         return _load(kind, root, train=train)
     try:

@@ -13,9 +13,11 @@ from robustbench_ln.evaluation.engine import (
     total_images,
 )
 from robustbench_ln.evaluation.engines import choose_engine
+from robustbench_ln.evaluation.estimating import Estimate, estimate, fit_batch, parse_time, within
 from robustbench_ln.evaluation.processes import Processes
 
 __all__ = [
+    "Estimate",
     "Event",
     "Executor",
     "Failure",
@@ -25,7 +27,11 @@ __all__ = [
     "Processes",
     "Progress",
     "choose_engine",
+    "estimate",
     "find_ranges",
+    "fit_batch",
+    "parse_time",
     "run",
     "total_images",
+    "within",
 ]

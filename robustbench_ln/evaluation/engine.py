@@ -18,11 +18,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustbench_ln.corruptions import ImageRng, Ranges, add_noise, degrade, fingerprint, to_float
 from robustbench_ln.corruptions.degrade import FINGERPRINT_IMAGES
-from robustbench_ln.errors import LnbenchError
+from robustbench_ln.errors import LnbenchError, ResourceError
 from robustbench_ln.metrics.calibration import count, per_image
 from robustbench_ln.metrics.sequential import narrow_interval
 from robustbench_ln.models import Classifier
@@ -30,7 +30,7 @@ from robustbench_ln.models.imports import one_line
 from robustbench_ln.norms.folding import fold_batchnorm
 from robustbench_ln.norms.modes import Schedule
 from robustbench_ln.norms.predict import Chance, decide, frozen_state, predict_logits
-from robustbench_ln.planning import Plan, PlannedModel
+from robustbench_ln.planning import PRECISIONS, Plan, PlannedModel
 from robustbench_ln.results import Cell
 from robustbench_ln.types import N_BINS, Condition, Counts, ResultRow
 
@@ -146,7 +146,7 @@ def run(
         if not missing:
             continue
         # A shard may lack the clean rows.
-        if condition.kind == "noise" and condition.level == 0 and n == 1:
+        if repeats_clean(condition) and n == 1:
             reused.append(condition)
             continue
         for task in missing:
@@ -197,6 +197,22 @@ def _tasks(plan: Plan, condition: Condition) -> list[_Task]:
 # Images of a job, about: a few minutes of a large network on a CPU are lost at most, and a job costs nothing
 # beside its forward passes.
 _BLOCK = 16_384
+
+
+def rows_to_find(plan: Plan, finished: Finished) -> list[_Task]:
+    """The rows of a plan that must be predicted: those that are not done, but for repetitions of `clean`."""
+    return [
+        task
+        for condition in plan.conditions
+        if not repeats_clean(condition)
+        for task in _tasks(plan, condition)
+        if not _is_whole(plan, finished(task.key))
+    ]
+
+
+def repeats_clean(condition: Condition) -> bool:
+    """Whether a condition leaves every image as it is."""
+    return condition.kind == "noise" and condition.level == 0
 
 
 def _blocks(plan: Plan, task: _Task) -> list[tuple[int, int]]:
@@ -400,7 +416,8 @@ class _Stream:
     def step(self) -> int:
         """Images of one forward pass: as many whole units as the compute batch holds, at least one."""
         unit = self.task.mode.unit
-        fits = max(1, self.plan.batch_size // (unit * (4 if self.task.mode.mode.rot90 else 1))) * unit
+        size = self.plan.batch_size if self.plan.manifest.precision == "fp32" else _FIXED_BATCH
+        fits = max(1, size // (unit * (4 if self.task.mode.mode.rot90 else 1))) * unit
         return min(fits, self.most or fits)
 
     def feed(self, images: Tensor, first: int) -> int:
@@ -437,12 +454,16 @@ class _Stream:
         )
         chance = Chance(group, tie)
         network, schedule = self.network, self.task.mode
+        exact = self.plan.manifest.precision == "fp32"
         # A single unit on one thread is the shape in which fragile images would be settled.
         final = network is self.task.model.classifier and len(images) == schedule.unit and torch.get_num_threads() == 1
         with frozen_state(network):
-            logits = predict_logits(network, network.network, images, schedule, chance.group)
+            if exact:
+                logits = predict_logits(network, network.network, images, schedule, chance.group)
+            else:
+                logits = self._reduced(images, chance)
             made = decide(logits, chance.tie, labels, n_bins=N_BINS)
-            if made.fragile.any() and not final:
+            if exact and made.fragile.any() and not final:
                 settled = self._settled(logits, images, chance, made.fragile)
                 made = decide(settled, chance.tie, labels, n_bins=N_BINS)
             log_probabilities = made.log_probabilities.cpu().numpy()
@@ -459,6 +480,16 @@ class _Stream:
             **scores._asdict(),
         }
         self.batches.append({name: value for name, value in batch.items() if value is not None})
+
+    def _reduced(self, images: Tensor, chance: Chance) -> Tensor:
+        """Logits in reduced precision, from a pass of full size: a short batch is filled up with its own images."""
+        filled = torch.arange(self.step) % len(images)
+        precision = PRECISIONS[self.plan.manifest.precision]
+        with torch.autocast(images.device.type, precision):
+            logits = predict_logits(
+                self.network, self.network.network, images[filled], self.task.mode, chance.group[filled]
+            )
+        return logits[:, : len(images)]
 
     def _look(self) -> None:
         """Stop where the interval has become narrow enough.
@@ -521,12 +552,20 @@ class _Stream:
         return Cell(row, merged["predicted"][kept], merged["confidence"][kept])
 
 
+# Images of a forward pass in reduced precision. Its logits differ between shapes by more than could be settled image by
+# image, so there every pass has one shape, whatever the compute batch.
+_FIXED_BATCH = 128
+
 # Copies of classifiers with BatchNorm folded, or the classifiers themselves where that cannot be done.
 _FOLDED: WeakKeyDictionary[Classifier, Classifier] = WeakKeyDictionary()
 
 
 def _quickest(plan: Plan, task: _Task) -> Classifier:
-    """The network to predict a task with: where statistics are frozen, one with BatchNorm folded."""
+    """The network to predict a task with: where statistics are frozen, one with BatchNorm folded, maybe compiled.
+
+    Raises:
+        ResourceError: it cannot be compiled here.
+    """
     classifier, statistics = task.model.classifier, task.mode.mode.statistics
     frozen = statistics == "running" or (statistics == "native" and task.mode.images is None)
     if not frozen:
@@ -535,8 +574,24 @@ def _quickest(plan: Plan, task: _Task) -> Classifier:
         # Always the same few clean images, so that the choice does not depend on where a run begins.
         images = to_float(plan.dataset.read(range(min(FINGERPRINT_IMAGES, len(plan.dataset)))).to(plan.device))
         with frozen_state(classifier):
-            _FOLDED[classifier] = fold_batchnorm(classifier, images) or classifier
+            quick = fold_batchnorm(classifier, images) or classifier
+            if plan.compile:
+                mean, std = quick.mean.flatten().tolist(), quick.std.flatten().tolist()
+                quick = Classifier(_compiled(quick.network, images), mean, std).to(plan.device)
+        _FOLDED[classifier] = quick
     return _FOLDED[classifier]
+
+
+def _compiled(network: nn.Module, images: Tensor) -> nn.Module:
+    compiled = torch.compile(network)
+    try:
+        compiled(images)
+    except Exception as error:  # the compiler's, and what it calls: no C++ compiler, for one
+        raise ResourceError(
+            "--compile failed", found=one_line(error), hint="without --compile, or install a C++ compiler"
+        ) from error
+    assert isinstance(compiled, nn.Module)
+    return compiled
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from robustbench_ln.errors import IncompleteError, InputError, LnbenchError, Tru
 from robustbench_ln.gating.policy import Policy, Rule
 from robustbench_ln.metrics.bootstrap import resamples
 from robustbench_ln.metrics.paired import holm
-from robustbench_ln.results import Results
+from robustbench_ln.results import Results, shards_missing
 
 Verdict = Literal["pass", "fail", "inconclusive", "incomparable"]
 WORST_FIRST: tuple[Verdict, ...] = ("incomparable", "fail", "inconclusive", "pass")
@@ -115,6 +115,7 @@ def decide(policy: Policy, new: Results, baseline: Results, *, pairs: Mapping[st
     """
     warnings = [*new.warnings]
     try:
+        _whole(new, baseline)
         matched = match(baseline, new, pairs)
         _trusted(new, baseline, matched)
         tests = [test for rule in policy.rules for test in tests_of(rule, matched)]
@@ -153,6 +154,15 @@ class Test:
         if self.rule.bound == "max_drop":
             return difference(self.measure, self.pair, draws)
         return level(self.measure, self.pair.new, draws)
+
+
+def _whole(new: Results, baseline: Results) -> None:
+    """Raise IncompleteError for a shard that was not merged with the others."""
+    for name, results in (("the new result", new), ("the baseline", baseline)):
+        if missing := shards_missing(results.document.run):
+            raise IncompleteError(
+                f"{name} is a part of the work", found=f"shards {', '.join(missing)} missing", hint="lnbench merge"
+            )
 
 
 def _trusted(new: Results, baseline: Results, matched: list[Pair]) -> None:

@@ -207,6 +207,11 @@ class Schedule:
     warning: str = ""
 
     @property
+    def passes(self) -> int:
+        """Forward passes that an image takes part in, its rotations counted."""
+        return (4 if self.mode.rot90 else 1) * (self.n_groups if self.mode.groups == "all" else 1)
+
+    @property
     def identity(self) -> str:
         """What of the mode changes numbers, for keys: two names for the same thing have the same identity."""
         mode = self.mode

@@ -106,7 +106,12 @@ def join(read: Sequence[tuple[str, Results]]) -> Inputs:
         notes.append("the inputs hold other pixels for one condition and seed: they were made by other versions")
     document = first.model_copy(
         update={
-            "run": first.run.model_copy(update={"warnings": list(dict.fromkeys(notes))}),
+            "run": first.run.model_copy(
+                update={
+                    "warnings": list(dict.fromkeys(notes)),
+                    "shards": [shard for _, one in read for shard in one.document.run.shards],
+                }
+            ),
             "models": list(models.values()),
             "rows": list(rows.values()),
         }

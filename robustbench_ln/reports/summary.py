@@ -23,6 +23,7 @@ from robustbench_ln.results.document import (
     ModelEntry,
     ResultsDocument,
     RunInfo,
+    shards_missing,
 )
 
 Hits = Callable[[DocumentRow], npt.NDArray[np.bool_] | None]
@@ -237,6 +238,8 @@ def summarise(document: ResultsDocument, hits: Hits | None = None) -> Summary:
             f"{early} of {len(done)} rows stopped early (--ci-width): their intervals hold for the accuracy on this "
             "data set, not on other images of its kind, and they have no paired tests"
         )
+    if missing := shards_missing(document.run):
+        notes.append(f"shards {', '.join(missing)} of the work are not in here: lnbench merge puts them together")
     return Summary(
         models=tuple(_models(document.models, modes)),
         modes=tuple(dict.fromkeys(mode for of_model in modes.values() for mode in of_model)),
