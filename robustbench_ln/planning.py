@@ -176,7 +176,7 @@ def plan_run(
         UsageError: a name or number that is none, or a mode that none of the models can run.
         InputError: a model or data set that cannot be used.
     """
-    if clean is not None and not names_published(data):
+    if clean is not None and not (isinstance(data, str) and names_published(data)):
         raise UsageError(
             "--clean goes with published corruptions", found=f"--data {data}", hint=f"one of {', '.join(PUBLISHED)}"
         )
