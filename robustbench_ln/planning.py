@@ -260,7 +260,7 @@ def plan_run(
         UsageError: a name or number that is none, or a mode that none of the models can run.
         InputError: a model or data set that cannot be used.
     """
-    if clean is not None and not names_published(data):
+    if clean is not None and not (isinstance(data, str) and names_published(data)):
         raise UsageError(
             "--clean goes with published corruptions", found=f"--data {data}", hint=f"one of {', '.join(PUBLISHED)}"
         )
@@ -352,6 +352,12 @@ def plan_run(
         warnings += one.warnings
         _check_classes(one, dataset)
         _check_size(one, probe[0])
+        if files and one.geometry and one.geometry.crop not in (None, *files.image_size):
+            height, width = files.image_size
+            warnings.append(
+                f"{one.source} is meant for {one.geometry.crop} x {one.geometry.crop} pixels, the published images "
+                f"have {height} x {width} (--resize {one.geometry.crop} --crop {one.geometry.crop} enlarges them)"
+            )
         info, classifier, said = _prepare(one, normalize, fixed, probe)
         warnings += said
         if said and files and not files.clean:

@@ -17,7 +17,7 @@ from robustbench_ln.cli.app import app
 from robustbench_ln.cli.list import _KINDS as LIST_KINDS
 from robustbench_ln.corruptions import NOISES, list_presets, list_suites, load_suite, parse_noises
 from robustbench_ln.corruptions.conditions import parse_corruptions
-from robustbench_ln.data import DATASETS
+from robustbench_ln.data import DATASETS, PUBLISHED
 from robustbench_ln.models import PREPROCESSINGS
 from robustbench_ln.norms import EVAL_MODES, parse_mode
 from robustbench_ln.types import RANGES
@@ -94,7 +94,7 @@ def test_a_documented_command_can_be_typed(page: str, line: str):
     assert options.get("preset") in (None, *list_presets())
     assert options.get("range") in (None, *RANGES)
     kind = (options.get("data") or "demo").partition(":")[0]
-    assert kind in DATASETS
+    assert kind in DATASETS | PUBLISHED
     normalize = options.get("normalize") or "auto"
     assert normalize == "auto" or ";" in normalize or normalize in PREPROCESSINGS
 
@@ -116,7 +116,7 @@ def test_a_command_that_does_not_exist_is_found(line: str):
         ("docs/corruptions.md", [*load_suite("cifar10-c").corruptions, *list_suites()]),
         ("docs/modes.md", [*EVAL_MODES]),
         ("docs/noises.md", [*NOISES, *RANGES, *list_presets()]),
-        ("docs/data.md", [*DATASETS]),
+        ("docs/data.md", [*DATASETS, *PUBLISHED]),
         ("docs/preprocessing.md", [*PREPROCESSINGS]),
     ],
 )

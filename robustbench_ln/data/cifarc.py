@@ -44,9 +44,13 @@ def _open(request: Request, n_classes: int, inside: str) -> Published:
         labels = _one_set(_load_labels(folder / _LABELS))
         names = sorted(path.stem for path in folder.glob("*.npy") if path.name != _LABELS)
     if clean is not None and not np.array_equal(labels, clean.labels):
+        found = f"{len(labels)} images in {str(folder)!r}, {len(clean)} in {clean.source!r}"
+        if len(labels) == len(clean):
+            first = int(np.argmax(labels != clean.labels))
+            found = f"image {first} has label {labels[first]} in {_LABELS}, {clean.labels[first]} in {clean.source!r}"
         raise InputError(
             "the clean images are not those of the corrupted ones",
-            found=f"{len(labels)} labels in {str(folder / _LABELS)!r}, {len(clean)} others in {clean.source!r}",
+            found=found,
             hint="--clean with the test set, in its order",
         )
     classes = clean.classes if clean else tuple(map(str, range(n_classes)))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from robustbench_ln.errors import TrustError, UsageError, unknown_name
-from robustbench_ln.metrics.mce import ALEXNET, SEVERITIES, ErrorTable, Estimate, WrongImages, score
+from robustbench_ln.metrics.mce import ALEXNET, SEVERITIES, STANDARD, ErrorTable, Estimate, WrongImages, score
 from robustbench_ln.reports.details import flips_of, reliabilities
 from robustbench_ln.reports.importing import Imported
 from robustbench_ln.reports.inputs import Inputs, check_same_data, key_of, read_inputs
@@ -273,7 +273,11 @@ def _notes(sheet: Sheet, suite: str) -> list[str]:
         )
     for words in dict.fromkeys(mean_words(entry) for entry in entries):
         names = ", ".join(entry.name for entry in entries if mean_words(entry) == words)
-        if words:
+        if words and not next(entry.n_corruptions for entry in entries if mean_words(entry) == words):
+            notes.append(
+                f"no mCE and no mean: of the {len(STANDARD)} corruptions that enter them none is whole: {names}"
+            )
+        elif words:
             notes.append(f"no mCE, only a {words}, as corruptions or severities are missing: {names}")
     if sheet.is_normalised:
         gone = [e for e in entries if e.scores.mce is None and e.is_whole]
