@@ -115,8 +115,9 @@ def test_elastic_transform_of_the_official_draws_gives_the_official_pixels(share
         for image, key, output in zip(clean, keys, expected, strict=False):
             draw = np.random.RandomState(zlib.crc32(f"elastic_transform/{severity}/0/{key}".encode())).uniform
             offsets = torch.from_numpy(draw(-affine, affine, (1, 3, 2)).astype(np.float32)).double()
+            places = digital._places(digital._affine_to_source(offsets, size, size), size, size)
             fields = np.stack([draw(-1, 1, (1, size, size)) for _ in "xy"])
-            planes = digital._warp(torch.from_numpy(image)[None], digital._affine_to_source(offsets, size, size))
+            planes = digital._warp(torch.from_numpy(image)[None], *places)
             if alpha:
                 steps = torch.from_numpy(np.floor((fields + 1) * 2048) * 2 - 4095).int()
                 out = digital._displace(planes, *digital._smooth(steps, sigma, alpha))[0]
@@ -143,7 +144,9 @@ def test_warp_interpolates_in_steps_of_a_thirty_second() -> None:
         map_coordinates(plane / 255.0, np.meshgrid(y, x, indexing="ij"), order=1, mode="mirror")
         for plane in images[0].double().numpy()
     ]
-    np.testing.assert_allclose(digital._warp(images, matrix)[:, 0].numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        digital._warp(images, *digital._places(matrix, *images.shape[2:]))[:, 0].numpy(), expected, atol=1e-6
+    )
 
 
 def test_warp_mirrors_far_outside_as_often_as_needed() -> None:
@@ -154,7 +157,9 @@ def test_warp_mirrors_far_outside_as_often_as_needed() -> None:
         np.abs((np.arange(5) + 1002 + 4) % 8 - 4),
     )
     expected = images[0].numpy()[:, y][:, :, x] / np.float32(255)
-    np.testing.assert_array_equal(digital._warp(images, matrix)[:, 0].numpy(), expected)
+    np.testing.assert_array_equal(
+        digital._warp(images, *digital._places(matrix, *images.shape[2:]))[:, 0].numpy(), expected
+    )
 
 
 @pytest.mark.parametrize(("size", "sigma"), [(32, 0.96), (32, 6.4), (224, 2.44), (224, 19.52), (224, 170.8), (9, 0.0)])

@@ -32,6 +32,7 @@ from robustbench_ln.numerics import divide_
 
 # ---- elastic transform ----
 
+_STEPS = 32  # places of a pixel that the affine map tells apart
 _SMALLEST = 3  # pixels; the affine map's three points are a third of the image apart
 
 
@@ -64,15 +65,18 @@ def elastic_transform(
             hint=f"at least {_SMALLEST} pixels a side",
         )
 
-    def kernel(part: Tensor, streams: ImageRng) -> Tensor:
-        offsets = streams.uniform(3, 2).to(torch.float64).mul_(2.0).sub_(1.0).mul_(multiplier * affine)
-        planes = _warp(part, _affine_to_source(offsets, height, width))
+    offsets = rng.uniform(3, 2).to(torch.float64).mul_(2.0).sub_(1.0).mul_(multiplier * affine)
+
+    places = _places(_affine_to_source(offsets, height, width), height, width)
+
+    def kernel(part: Tensor, streams: ImageRng, *places: Tensor) -> Tensor:
+        planes = _warp(part, *places)
         if alpha == 0:
             return to_uint8(planes.mul_(255.0)).transpose(0, 1).contiguous()
         fields = _smooth(_uniform_fields(streams, height, width), multiplier * sigma, multiplier * alpha)
         return _displace(planes, *fields)
 
-    return in_blocks(images, rng, kernel)
+    return in_blocks(images, rng, kernel, *places)
 
 
 def _affine_to_source(offsets: Tensor, height: int, width: int) -> Tensor:
@@ -100,60 +104,74 @@ def _affine_to_source(offsets: Tensor, height: int, width: int) -> Tensor:
     return torch.cat((linear, (to_point[1] + centre - corner)[:, :, None]), dim=2)
 
 
-def _warp(images: Tensor, matrices: Tensor) -> Tensor:
+def _places(matrices: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where in the image every pixel of the result lies, each coordinate as the sum of a term by column and one by row.
+
+    Args:
+        matrices: ``(B, 2, 3)`` float64, from a pixel of the result to its place in the image.
+        height: of both.
+        width: of both.
+
+    Returns: x as ``(B, 1, W)`` and ``(B, H, 1)``, then y likewise; int32 in 1/1024 pixel, less than a turn from 0.
+    """
+    unit = 1024  # OpenCV rounds the terms of x and of y to this part of a pixel, then cuts their sum to 1/32
+    # Mirror images repeat after a turn.
+    turn = matrices.new_tensor([[2 * (width - 1) * unit], [2 * (height - 1) * unit]])
+    by_column, by_row, offset = matrices.unsqueeze(3).unbind(2)
+    columns, rows = (torch.arange(n, dtype=torch.float64, device=matrices.device) for n in (width, height))
+    along = (by_column * columns).mul_(unit).round_().remainder_(turn).to(torch.int32)
+    across = (by_row * rows).add_(offset).mul_(unit).round_().add_(unit // 64).remainder_(turn).sub_(turn)
+    (x_along, y_along), (x_across, y_across) = along.unbind(1), across.to(torch.int32).unbind(1)
+    return x_along[:, None, :], x_across[:, :, None], y_along[:, None, :], y_across[:, :, None]
+
+
+def _warp(images: Tensor, x_along: Tensor, x_across: Tensor, y_along: Tensor, y_across: Tensor) -> Tensor:
     """OpenCV's ``warpAffine`` of float images: bilinear in steps of 1/32 pixel, mirrored at the edge pixels' centres.
 
     Args:
         images: ``(B, C, H, W)`` uint8.
-        matrices: ``(B, 2, 3)`` float64, from a pixel of the result to its place in the image.
+        x_along: what `_places` returns first.
+        x_across: what it returns then,
+        y_along: and then,
+        y_across: and last.
 
     Returns: ``(C, B, H, W)`` float32 in [0, 1], OpenCV's but for the last bit.
     """
     batch, channels, height, width = images.shape
-    x = _mirrored_position(matrices[:, 0], width, (height, width))
-    y = _mirrored_position(matrices[:, 1], height, (height, width))
     # One row and column of zeros: the neighbours, of weight 0, of places on the last row and column.
     source = images.new_zeros((channels, batch, height + 1, width + 1), dtype=torch.float32)
     source[:, :, :height, :width] = images.transpose(0, 1)
-    divide_(source, 255.0)
-    index = _flat_index(x >> 5, y >> 5, width + 1, height + 1)
-    right, below = (position.bitwise_and_(31).to(torch.float32).mul_(1 / 32) for position in (x, y))
-    left, above = 1.0 - right, 1.0 - below
-    corners = ((0, above * left), (1, above * right), (width + 1, below * left), (width + 2, below * right))
-    warped = torch.empty((channels, *x.shape), dtype=torch.float32, device=images.device)
-    for plane, out in zip(source.flatten(1), warped, strict=True):
-        (_, weight), *others = corners
-        torch.mul(plane.index_select(0, index).view_as(x), weight, out=out)
-        for shift, weight in others:
-            out.add_(plane[shift:].index_select(0, index).view_as(x).mul_(weight))
-    return warped
-
-
-def _mirrored_position(rows: Tensor, size: int, shape: tuple[int, int]) -> Tensor:
-    """One coordinate of every pixel's place in the image, mirrored into it.
-
-    Args:
-        rows: ``(B, 3)`` float64 rows of the matrices.
-        size: of the image along this coordinate.
-        shape: of the result.
-
-    Returns: ``(B, *shape)`` int32 in 1/32 pixel, from 0 to 32 (size - 1).
-    """
-    unit = 1024  # OpenCV rounds the terms of x and of y to this part of a pixel, then cuts their sum to 1/32
-    turn = 2 * (size - 1)  # pixels after which mirror images repeat
-    by_x, by_y, offset = (column[:, None] for column in rows.unbind(1))
-    xs, ys = (torch.arange(n, dtype=torch.float64, device=rows.device) for n in reversed(shape))
-    along = (by_x * xs).mul_(unit).round_().remainder_(turn * unit)
-    across = (by_y * ys).add_(offset).mul_(unit).round_().add_(unit // 64).remainder_(turn * unit).sub_(turn * unit)
-    position = across.to(torch.int32)[:, :, None] + along.to(torch.int32)[:, None, :]
-    middle = (size - 1) * 32
-    return position.bitwise_right_shift_(5).abs_().sub_(middle).abs_().neg_().add_(middle)
+    divide_(source, 255.0 * _STEPS**2)  # so that weights can be whole numbers
+    planes = source.flatten(1)
+    x, y = _mirrored(x_along, x_across, width), _mirrored(y_along, y_across, height)
+    right, below = (position.bitwise_and(_STEPS - 1).to(torch.float32) for position in (x, y))
+    index = _flat_index(x.bitwise_right_shift_(5), y.bitwise_right_shift_(5), width + 1, height + 1)
+    left, above = _STEPS - right, _STEPS - below
+    warped = _pick(planes, index, 0).mul_((above * left).flatten())
+    for shift, weight in ((1, above.mul_(right)), (width + 1, left.mul_(below)), (width + 2, below.mul_(right))):
+        warped.add_(_pick(planes, index, shift).mul_(weight.flatten()))
+    return warped.view(channels, *x.shape)
 
 
 def _flat_index(x: Tensor, y: Tensor, stride: int, rows: int) -> Tensor:
-    """Positions in a flattened ``(B, rows, stride)`` of the pixels ``(B, H, W)`` int32 `x` and `y`; `y` is reused."""
-    first = torch.arange(0, len(x) * rows * stride, rows * stride, dtype=torch.int32, device=x.device)
-    return y.mul_(stride).add_(x).add_(first[:, None, None]).flatten()
+    """Positions in a flattened ``(B, rows, stride)`` of the pixels ``(B, H, W)`` int32 `x` and `y`; both are reused."""
+    if len(y) > 1:
+        y.add_(torch.arange(0, len(y) * rows, rows, dtype=torch.int32, device=y.device)[:, None, None])
+    return x.add_(y, alpha=stride).flatten()
+
+
+def _pick(planes: Tensor, index: Tensor, shift: int) -> Tensor:
+    """``planes[:, shift + index]``, several times as fast."""
+    picked = planes.new_empty((len(planes), len(index)))
+    for plane, out in zip(planes, picked, strict=True):
+        torch.index_select(plane[shift:], 0, index, out=out)
+    return picked
+
+
+def _mirrored(along: Tensor, across: Tensor, size: int) -> Tensor:
+    """The sum of two terms mirrored into an image of `size` pixels; in 1/32 pixel, from 0 to 32 (size - 1)."""
+    middle = (size - 1) * _STEPS
+    return middle - (along + across).bitwise_right_shift_(5).abs_().sub_(middle).abs_()
 
 
 _TRUNCATE = 3.0  # standard deviations at which the filter is cut off
@@ -161,17 +179,20 @@ _DRAW_BITS = WEIGHT_BITS  # draws are odd multiples of 2**-12: times 12-bit weig
 
 
 def _uniform_fields(rng: ImageRng, height: int, width: int) -> Tensor:
-    """``(2, B, height, width)`` int32, uniform on the odd numbers from -4095 to 4095: two draws from one word."""
+    """``(2, B, height, width)`` float32, uniform on the odd numbers from -4095 to 4095: two draws from one word."""
     words = rng.words(height, width)
     spare = 32 - _DRAW_BITS
-    return torch.stack(((words >> (spare - 1)) | 1, ((words << _DRAW_BITS) >> (spare - 1)) | 1))
+    fields = torch.empty((2, *words.shape), dtype=torch.float32, device=words.device)
+    fields[0] = (words >> (spare - 1)).bitwise_or_(1)
+    fields[1] = words.bitwise_left_shift_(_DRAW_BITS).bitwise_right_shift_(spare - 1).bitwise_or_(1)
+    return fields
 
 
 def _smooth(draws: Tensor, sigma: float, amplitude: float) -> Tensor:
     """Gaussian filter of random draws, cut off at three standard deviations, mirrored at the image's border.
 
     Args:
-        draws: ``(..., H, W)`` int32 in units of 2**-12.
+        draws: ``(..., H, W)`` whole numbers in units of 2**-12.
         sigma: standard deviation in pixels.
         amplitude: by how much the smoothed draws are multiplied.
 
@@ -185,13 +206,15 @@ def _smooth(draws: Tensor, sigma: float, amplitude: float) -> Tensor:
             fixed = (down @ fixed).mul_(2.0**-_MODE_BITS).round_()
             fixed = (fixed @ across).mul_(2.0**-_MODE_BITS).round_()
         return fixed.mul_(amplitude / (_HELD << _DRAW_BITS)).to(torch.float32)
-    field = draws.to(torch.float32)
-    smoothed = along_rows(field.view(-1, width), _filter(width, sigma, draws.device), width)
-    field = smoothed.mul_(2.0**-_DRAW_BITS).round_().view_as(field)  # back to 12 bits, for the second direction
-    smoothed = torch.empty_like(field)
+    across = along_rows(draws.to(torch.float32).view(-1, width), _filter(width, sigma, draws.device), width)
+    across = across.view(-1, height, width).transpose(0, 1)
+    # Back to 12 bits, for the second direction.
+    lines = torch.mul(across, 2.0**-_DRAW_BITS, out=across.new_empty(across.shape)).round_().flatten(1)
+    smoothed = torch.empty_like(lines)
     for outputs, inputs, weights in _filter(height, sigma, draws.device):
-        smoothed[..., outputs, :] = weights.T @ field[..., inputs, :]
-    return smoothed.mul_(2.0 ** (-2 * _DRAW_BITS)).mul_(amplitude)
+        torch.mm(weights.T, lines[inputs], out=smoothed[outputs])
+    fields = smoothed.view(across.shape).transpose(0, 1)
+    return torch.mul(fields, amplitude * 2.0 ** (-2 * _DRAW_BITS), out=fields.new_empty(fields.shape)).view(draws.shape)
 
 
 def _filter(size: int, sigma: float, device: torch.device) -> Slabs:
@@ -233,31 +256,31 @@ def _displace(planes: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
 
     Args:
         planes: ``(C, B, H, W)`` float32 in [0, 1].
-        dx: ``(B, H, W)`` float32 in pixels; overwritten, as is `dy`.
+        dx: ``(B, H, W)`` float32 in pixels.
         dy: the same for y.
 
     Returns: ``(B, C, H, W)`` uint8.
     """
-    height, width = planes.shape[2:]
-    x, right = _cell(dx, torch.arange(width, device=dx.device), width)
-    y, below = _cell(dy, torch.arange(height, device=dy.device)[:, None], height)
+    channels, batch, height, width = planes.shape
+    planes = planes.flatten(1)
+    x, right = _cell(dx, torch.arange(0.5, width, device=dx.device), width)
+    y, below = _cell(dy, torch.arange(0.5, height, device=dy.device)[:, None], height)
+    right, below = right.flatten(), below.flatten()
     index = _flat_index(x, y, width, height)
-    out = torch.empty((len(dx), len(planes), height, width), dtype=torch.uint8, device=planes.device)
-    for channel, plane in enumerate(planes.flatten(1)):
-        # As start + (end - start) * part, which leaves even areas as they are.
-        upper, upper_end, lower, lower_end = (
-            plane[shift:].index_select(0, index).view_as(right) for shift in (0, 1, width, width + 1)
-        )
-        upper.add_(upper_end.sub_(upper).mul_(right))
-        lower.add_(lower_end.sub_(lower).mul_(right))
-        upper.add_(lower.sub_(upper).mul_(below))
-        out[:, channel] = to_uint8(upper.mul_(255.0))
-    return out
+    # As start + (end - start) * part, which leaves even areas as they are.
+    upper, lower = (
+        (start := _pick(planes, index, shift)).add_(_pick(planes, index, shift + 1).sub_(start).mul_(right))
+        for shift in (0, width)
+    )
+    # What is interpolated between 0 and 1 needs no clipping.
+    levels = upper.add_(lower.sub_(upper).mul_(below)).mul_(255.0).to(torch.int16).view(channels, *x.shape)
+    out = torch.empty((batch, channels, height, width), dtype=torch.uint8, device=levels.device)
+    return out.copy_(levels.transpose(0, 1))
 
 
-def _cell(displacement: Tensor, positions: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def _cell(displacement: Tensor, centres: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The pixel before each displaced position, int32 up to size - 2, and how far it lies behind it, 0 to 1."""
-    place = displacement.add_(positions + 0.5).abs_().sub_(size).abs_().neg_().add_(size - 0.5).clamp_(0, size - 1)
+    place = ((size - 0.5) - (displacement + centres).abs_().sub_(size).abs_()).clamp_(0, size - 1)
     pixel = place.floor().clamp_(max=size - 2)
     return pixel.to(torch.int32), place.sub_(pixel)
 

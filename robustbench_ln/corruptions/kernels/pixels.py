@@ -30,8 +30,8 @@ def to_uint8(values: Tensor) -> Tensor:
 def in_blocks(
     images: Tensor,
     rng: Rng,
-    kernel: Callable[[Tensor, Rng], Tensor],
-    *,
+    kernel: Callable[..., Tensor],
+    *also: Tensor,
     values: int = _BLOCK_VALUES,
 ) -> Tensor:
     """`kernel` over a batch, block by block. Every image has its own stream, so the cut changes no pixel.
@@ -39,16 +39,18 @@ def in_blocks(
     Args:
         images: ``(B, C, H, W)`` uint8.
         rng: one stream an image; None for a kernel without chance.
-        kernel: takes images and their streams, returns uint8 images of the same shape.
+        kernel: takes images, their streams and their part of what there is besides; returns uint8 images of the same
+            shape.
+        also: tensors with an entry an image.
         values: pixel values in a block, at least one image.
     """
     step = max(1, values // max(1, images[:1].numel()))
     if len(images) <= step:
-        return kernel(images, rng)
+        return kernel(images, rng, *also)
     out = torch.empty_like(images)
     for start in range(0, len(images), step):
         part = slice(start, start + step)
-        out[part] = kernel(images[part], rng if rng is None else rng[part])
+        out[part] = kernel(images[part], rng if rng is None else rng[part], *(one[part] for one in also))
     return out
 
 

@@ -23,7 +23,7 @@ from robustbench_ln.corruptions.kernels.smoothing import WEIGHT_BITS, Slabs, gau
 from robustbench_ln.corruptions.kernels.textures import FrostTextures, scaled_atlas
 from robustbench_ln.corruptions.rng import ImageRng
 
-_BLOCK_VALUES = 1 << 20  # larger than usual: these kernels take many short steps, most on a map of one channel
+_BLOCK_VALUES = 5 << 18  # larger than usual: these kernels take many short steps, most on a map of one channel
 
 # ---- random fields, exact in float32 ----
 
@@ -348,7 +348,7 @@ def _splash_mud(images: Tensor, liquid: Tensor, sigma: float) -> Tensor:
     return covered.to(torch.int16).to(torch.uint8)
 
 
-_WATER = (175, 238, 238)  # pale turquoise
+_WATER = (slice(0, 1), 175), (slice(1, 3), 238)  # red, and green as blue: pale turquoise
 
 
 def _splash_water(images: Tensor, liquid: Tensor, mix: float) -> Tensor:
@@ -361,12 +361,11 @@ def _splash_water(images: Tensor, liquid: Tensor, mix: float) -> Tensor:
     glow.div_(glow.amax(dim=(2, 3), keepdim=True).clamp_(min=1.0))  # 0 / 0 where no liquid formed: no glow
     glow.mul_(mix)
     out = torch.empty_like(images)
-    for channel, colour in enumerate(_WATER):
+    for channels, colour in _WATER:
         # An 8-bit pixel plus a fraction, cut off, is the pixel plus the cut-off fraction.
-        shine = (glow * colour).clamp_(max=255.0).to(torch.int16).to(torch.uint8).squeeze(1)
-        pixels = images[:, channel]
-        torch.minimum(shine, 255 - pixels, out=shine)
-        torch.add(pixels, shine, out=out[:, channel])
+        shine = to_uint8(glow * colour)
+        pixels = images[:, channels]
+        torch.add(pixels, torch.minimum(shine, 255 - pixels), out=out[:, channels])
     return out
 
 
@@ -405,9 +404,10 @@ def _canny(level: Tensor, low: int, high: int) -> Tensor:
     rival = _select(diagonal_up, torch.maximum(strength[:-2, 2:], strength[2:, :-2]), rival)
     rival = _select(flat, torch.maximum(left, right - 1), rival)
     rival = _select(steep, torch.maximum(up, down - 1), rival)
-    peaks = inside & ((rival.clamp_(min=low) - inside) >> 15)
-    strong, edges = ((high - peaks) >> 15).neg_(), peaks.clamp_(max=1)
-    return _grow(strong.to(torch.uint8), edges.to(torch.uint8))
+    peaks = inside & (rival.clamp_(min=low).sub_(inside) >> 15)
+    strength.zero_()
+    torch.sub(peaks.clamp(max=1), (high - peaks).bitwise_right_shift_(15), out=inside)
+    return _follow(strength.to(torch.uint8))[1:-1, 1:-1] >> 1
 
 
 def _select(mask: Tensor, where: Tensor, otherwise: Tensor) -> Tensor:
@@ -415,82 +415,89 @@ def _select(mask: Tensor, where: Tensor, otherwise: Tensor) -> Tensor:
     return (where ^ otherwise).bitwise_and_(mask).bitwise_xor_(otherwise)
 
 
-def _grow(seeds: Tensor, allowed: Tensor) -> Tensor:
-    """All of `allowed` that is 8-connected to `seeds` inside it; ``(H, W, B)`` uint8 of 0 and 1."""
-    while True:
-        wide = seeds.clone()
-        torch.maximum(wide[:, 1:], seeds[:, :-1], out=wide[:, 1:])
-        torch.maximum(wide[:, :-1], seeds[:, 1:], out=wide[:, :-1])
-        grown = wide.clone()
-        torch.maximum(grown[1:], wide[:-1], out=grown[1:])
-        torch.maximum(grown[:-1], wide[1:], out=grown[:-1])
-        grown &= allowed
-        if torch.equal(grown, seeds):
-            return seeds
-        seeds = grown
+def _follow(edges: Tensor) -> Tensor:
+    """Make 2 in place of all 1 that are 8-connected to a 2; ``(H, W, B)`` uint8, 0 on the border."""
+    # Few edges are weak: a list of them is shorter than another look at all pixels, and found fastest by eights.
+    marks = edges.flatten()
+    eights = F.pad(marks & 1, (0, -len(marks) % 8))
+    near = eights.view(torch.int64).nonzero() * 8 + torch.arange(8, device=edges.device)
+    weak = near[eights[near] > 0]
+    row, column = edges.stride()[:2]
+    around = [y * row + x * column for y in (-1, 0, 1) for x in (-1, 0, 1)]
+    neighbours = weak[:, None] + torch.tensor(around, device=edges.device)
+    while len(weak):
+        connected = marks[neighbours].amax(1) > 1
+        if not connected.any():
+            break
+        marks[weak[connected]] = 2
+        weak, neighbours = weak[~connected], neighbours[~connected]
+    return edges
 
 
 _UNIT = 1000  # a pixel's width in fixed point; 20 pixels plus the longest step fit in 16 bits
 _FAR = 20 * _UNIT
-# (row, column) of a step and its length in OpenCV's 5 x 5 mask: 1, 1.4 and 2.1969 pixels.
-_MOVES = {
-    (0, 1): 1000,
-    (1, 0): 1000,
-    (1, 1): 1400,
-    (1, -1): 1400,
-    (1, 2): 2197,
-    (1, -2): 2197,
-    (2, 1): 2197,
-    (2, -1): 2197,
-}
+# Steps of OpenCV's 5 x 5 mask as (rows, columns), each in all directions, and their length: 1, 1.4 and 2.1969 pixels.
+_MOVES = (((0, 1), (1, 0)), 1000), (((1, 1),), 1400), (((1, 2), (2, 1)), 2197)
+_LONGEST_JUMP = 8  # rows
 
 
 def _distance_to(marks: Tensor) -> Tensor:
     """OpenCV's chamfer distance (DIST_L2, 5 x 5) to the nearest mark, at most 20 pixels; int16 in thousandths.
 
-    The shortest path uses steps of at most two directions, and steps commute: so directions can be taken one after
-    the other, each as a one-dimensional minimum that reaches 1, 3, 7, 15 and 20 steps far after each round.
+    The shortest path uses steps of at most two directions, of different length, and steps commute: so the lengths can
+    be taken one after the other, each as minima that reach 1, 3, 7, 15 and 20 steps far after each round.
     """
+    height, width, _ = marks.shape
     far = (1 - marks.to(torch.int16)).mul_(_FAR)
-    for (rows, columns), cost in _MOVES.items():
+    moved = marks.new_full((height + 2 * _LONGEST_JUMP, *marks.shape[1:]), _FAR, dtype=torch.int16)
+    inside = moved[_LONGEST_JUMP:-_LONGEST_JUMP]
+    for steps, cost in _MOVES:
         reach, wanted = 0, _FAR // cost
         while reach < wanted:
             jump = min(reach + 1, wanted - reach)
-            moved = far + cost * jump
-            if jump * rows < far.shape[0] and jump * abs(columns) < far.shape[1]:
-                _minimum_at(far, moved, jump * rows, jump * columns)
-                _minimum_at(far, moved, -jump * rows, -jump * columns)
+            torch.add(far, cost * jump, out=inside)
+            for rows, columns in steps:
+                up, down = (moved.narrow(0, _LONGEST_JUMP + jump * sign * rows, height) for sign in (-1, 1))
+                nearest = torch.minimum(up, down) if rows else inside
+                across = jump * columns
+                if not columns:
+                    torch.minimum(far, nearest, out=far)
+                elif across < width:
+                    for target, source in (
+                        (far[:, across:], nearest[:, :-across]),
+                        (far[:, :-across], nearest[:, across:]),
+                    ):
+                        torch.minimum(target, source, out=target)
             reach += jump
     return far
 
 
-def _minimum_at(target: Tensor, other: Tensor, rows: int, columns: int) -> None:
-    """Lower `target` in place to `other` as seen `rows` and `columns` further on, where that is inside."""
-    height, width, _ = target.shape
-    part = target[max(0, -rows) : height - max(0, rows), max(0, -columns) : width - max(0, columns)]
-    seen = other[max(0, rows) : height + min(0, rows), max(0, columns) : width + min(0, columns)]
-    torch.minimum(part, seen, out=part)
+def _box_sum(maps: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum over 3 x 3 neighbours of ``(H, W, B)``, mirrored at the edges without repeating them.
 
-
-def _box_sum(maps: Tensor) -> Tensor:
-    """Sum over 3 x 3 neighbours of ``(H, W, B)``, mirrored at the edges without repeating them."""
+    Args:
+        maps: integers; the sum of three must fit in their type.
+        dtype: of the result.
+    """
     padded = _pad(maps, reflect=True)
-    rows = padded[:-2] + padded[1:-1]
-    rows += padded[2:]
+    rows = (padded[:-2] + padded[1:-1]).add_(padded[2:]).to(dtype)
     return (rows[:, :-2] + rows[:, 1:-1]).add_(rows[:, 2:])
 
 
 def _truncated_box_mean(depth: Tensor) -> Tensor:
     """Mean of 3 x 3 distances in whole pixels, fraction cut off; 0 to 20."""
-    # Half a thousandth keeps whole means from falling below themselves.
-    return _box_sum(depth.to(torch.int32)).to(torch.float32).add_(0.5).mul_(1 / (9 * _UNIT)).to(torch.int16)
+    # With zero in the middle of the range, the sum of three still fits in 16 bits. Half a thousandth keeps whole means
+    # from falling below themselves.
+    centred = _box_sum(depth - _FAR // 2, torch.float32)
+    return centred.add_(9 * _FAR // 2 + 0.5).mul_(1 / (9 * _UNIT)).to(torch.int16)
 
 
 def _equalize(maps: Tensor) -> Tensor:
     """OpenCV's histogram equalization of each image; ``(H, W, B)`` int16, 0 to 20 in, 0 to 255 out."""
     height, width, n = maps.shape
     values = _FAR // _UNIT + 1
-    index = maps.to(torch.int64).add_(torch.arange(0, n * values, values, device=maps.device)).flatten()
+    index = maps + torch.arange(0, n * values, values, dtype=torch.int32, device=maps.device)
+    index = index.flatten()
     counts = torch.bincount(index, minlength=n * values).view(n, values)
     darkest = (counts > 0).to(torch.uint8).argmax(dim=1, keepdim=True)  # the first value that occurs
     n_darkest = counts.gather(1, darkest)
@@ -512,4 +519,4 @@ def _emboss(maps: Tensor) -> Tensor:
 
 def _box_mean(maps: Tensor) -> Tensor:
     """Mean of 3 x 3 8-bit values, rounded; float32."""
-    return _box_sum(maps).to(torch.float32).mul_(1 / 9).round_()
+    return _box_sum(maps, torch.int16).to(torch.float32).mul_(1 / 9).round_()
