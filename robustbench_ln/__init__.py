@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from robustbench_ln.reports import report
     from robustbench_ln.results import Results, load_results
+    from robustbench_ln.training import TrainingRun, train
     from robustbench_ln.types import Condition, ResultRow
 
 # Names are imported when they are first used: `lnbench --help` must not wait for torch.
@@ -51,6 +52,8 @@ _HOMES = {
     "report": "reports",
     "Results": "results",
     "load_results": "results",
+    "TrainingRun": "training",
+    "train": "training",
     "Condition": "types",
     "ResultRow": "types",
 }
@@ -68,6 +71,7 @@ __all__ = [
     "LocalNorm3d",
     "ResultRow",
     "Results",
+    "TrainingRun",
     "__version__",
     "convert_to_localnorm",
     "corrupt",
@@ -77,6 +81,7 @@ __all__ = [
     "open_dataset",
     "report",
     "save_model",
+    "train",
 ]
 
 
