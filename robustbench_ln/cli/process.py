@@ -29,7 +29,7 @@ class Interrupted(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
-        self.kept = "nothing was evaluated yet"
+        self.kept = "nothing was done yet"
 
 
 def interrupt(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the signature of a signal handler

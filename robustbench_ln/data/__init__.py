@@ -20,6 +20,7 @@ from robustbench_ln.data.imagenet import ImageNet, open_imagenet
 from robustbench_ln.data.imagenetc import open_imagenetc
 from robustbench_ln.data.npz import open_npz
 from robustbench_ln.data.published import Published
+from robustbench_ln.data.stanford_cars import StanfordCars
 from robustbench_ln.errors import UsageError, unknown_name
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "ImageNet",
     "Published",
     "Request",
+    "StanfordCars",
     "names_published",
     "open_dataset",
     "open_published",
@@ -69,7 +71,7 @@ def open_dataset(
 
     Args:
         spec: `KIND` or `KIND:ARGUMENT`, with a kind of `DATASETS`: `demo`, `cifar10`, `imagefolder:photos/test`.
-        split: `test` or `train`; folders and files hold one split and ignore it.
+        split: `test` or `train`; folders and files that hold one split ignore it.
         on_bad_image: `stop` at images that cannot be read, or `skip` them with a warning.
         resize: bring the shorter side to this length, in pixels.
         crop: then cut a square of this side from the centre.

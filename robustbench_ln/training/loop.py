@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from robustbench_ln.norms import frozen_state
 from robustbench_ln.norms.convert import all_norms
 from robustbench_ln.norms.layer import LocalNorm
 from robustbench_ln.planning import visiting_order
+from robustbench_ln.training.curves import save_curves
 from robustbench_ln.training.folder import TrainingFolder
 from robustbench_ln.training.images import Part, Pixels, ahead, augmented, epoch_order
 from robustbench_ln.training.optimization import LossScale, all_finite, learning_rate, make_optimizer, scale_gradients
@@ -63,7 +65,17 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a training is: `images` of `total` are done, all epochs together, and what the last ones gave."""
+    """Where a training is.
+
+    Attributes:
+        epoch: counted from 1.
+        epochs: how many there will be.
+        images: that were trained on, all epochs together.
+        total: what they will be in the end.
+        loss: of the newest step.
+        accuracy: of the newest step.
+        learning_rate: of the newest step.
+    """
 
     epoch: int
     epochs: int
@@ -109,7 +121,11 @@ class Training:
             self._restore(state)
         self._classifier = Classifier(self._part, settings.mean, settings.std).to(device, dtype)
         self._model = among.averaging(self._classifier, {f"network.{name}" for name in self._own})
-        self._pixels, self._labels = Pixels(plan.train), plan.train.labels()
+        self._labels = plan.train.labels()
+
+    @functools.cached_property
+    def _pixels(self) -> Pixels:
+        return Pixels(self.plan.train, pinned=self.device.startswith("cuda"))
 
     @property
     def finished(self) -> bool:
@@ -124,18 +140,20 @@ class Training:
         Raises:
             TrustError: the loss is not finite; the files are those of the last good epoch.
         """
+        if not self.finished:
+            on_event(self._progress())
         while not self.finished:
             if not self._train_epoch(stop, on_event):
                 self._save()
                 return False
-            record = self._finish_epoch()
-            on_event(record)
+            on_event(self._finish_epoch())
         return True
 
     def _train_epoch(self, stop: Callable[[], bool], on_event: Callable[[Epoch | Progress], None]) -> bool:
         """Go on with the current epoch; False when asked to stop."""
         settings = self.plan.settings
         self._part.train()
+        pixels = self._pixels
         order = epoch_order(settings.seed, self.epoch, self.plan.train.indices)
         batches = [
             order[step * settings.batch_size :][: settings.batch_size][self.among.share(settings.batch_size)]
@@ -145,7 +163,7 @@ class Training:
         tick = 20 if self.device.startswith("cuda") else 1
         seen: list[Tensor] = []
         started = saved = time.monotonic()
-        for positions, levels in zip(batches, ahead(self._read, batches, self.workers), strict=True):
+        for positions, levels in zip(batches, ahead(pixels.read, batches, self.workers), strict=True):
             seen.append(self._train_step(positions, levels))
             self.step += 1
             if self.step % tick and self.step < self.steps:
@@ -161,10 +179,6 @@ class Training:
                 self._save()
                 saved = time.monotonic()
         return True
-
-    def _read(self, positions: Tensor) -> Tensor:
-        levels = self._pixels.read(positions)
-        return levels.pin_memory() if self.device.startswith("cuda") else levels
 
     def _train_step(self, positions: Tensor, levels: Tensor) -> Tensor:
         """One step; returns ``(2,)``: loss and share of right answers in this process's part of the batch."""
@@ -212,8 +226,8 @@ class Training:
 
     def _take_stock(self, seen: list[Tensor], asked: bool, due: bool) -> tuple[bool, bool]:
         """Look at the losses of the last steps, and agree with the other processes on what comes next."""
-        flags = torch.tensor([float(asked), float(due)], dtype=torch.float64, device=seen[0].device)
-        both = self.among.sum(torch.cat([flags, torch.stack(seen).double().flatten()]))
+        flags = torch.tensor([float(asked), float(due)], dtype=torch.float64)
+        both = self.among.sum(torch.cat([flags, torch.stack(seen).cpu().double().flatten()]))
         results = both[2:].view(-1, 2) / self.among.size
         for back, loss in enumerate(results[:, 0].tolist()):
             if not math.isfinite(loss):
@@ -243,7 +257,7 @@ class Training:
             self.steps * settings.epochs * each,
             self._last[0],
             self._last[1],
-            learning_rate(settings, self.epoch + (self.step - 0.5) / self.steps),
+            learning_rate(settings, self.epoch + max(self.step - 0.5, 0) / self.steps),
         )
 
     def _finish_epoch(self) -> Epoch:
@@ -285,7 +299,7 @@ class Training:
         order = visiting_order(settings.seed, len(part))
         size = min(settings.batch_size, len(part))
         whole = Classifier(self._whole, settings.mean, settings.std).to(self.device)
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(2, dtype=torch.float64)
         starts = range(0, len(part), size)
         with frozen_state(whole):
             for start in list(starts)[self.among.rank :: self.among.size]:
@@ -293,11 +307,11 @@ class Training:
                 positions = order[torch.arange(start, start + size) % len(part)]
                 indices = part.indices[positions.numpy()]
                 images = to_float(part.dataset.read(indices).to(self.device))
-                labels = torch.from_numpy(part.dataset.labels[indices]).to(self.device)
+                labels = torch.from_numpy(part.dataset.labels[indices])
                 with self._autocast():
                     logits = whole(images.to(next(whole.parameters()).dtype))
                 counted = slice(min(size, len(part) - start))
-                logits, labels = logits[counted].double(), labels[counted]
+                logits, labels = logits[counted].cpu().double(), labels[counted]
                 right = (logits.argmax(1) == labels).sum()
                 sums += torch.stack([F.cross_entropy(logits, labels, reduction="sum"), right.double()])
         loss, accuracy = (self.among.sum(sums) / len(part)).tolist()
@@ -326,6 +340,8 @@ class Training:
                 save_model(self.folder.best, self._whole, metadata=self.plan.metadata)
             self.folder.write_state(state)
             self.folder.write_log(self.log)
+            if checkpoint:
+                save_curves(self.log, self.folder.path)
 
         self.among.together(write)
 
