@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robustbench_ln import Results, evaluate, load_results, merge
 from robustbench_ln.errors import IncompleteError, UsageError
-from robustbench_ln.evaluation import Finish, engine
+from robustbench_ln.evaluation import Finish, jobs
 from tests.conftest import random_localnorm, random_network, toy_data
 from tests.test_evaluation import close, numbers
 
@@ -36,7 +36,7 @@ def test_blocks_of_images_change_no_number(
     block: int, limit: int | None, reference: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = reference if limit is None else small_run(limit=limit)
-    monkeypatch.setattr(engine, "_BLOCK", block)
+    monkeypatch.setattr(jobs, "_BLOCK", block)
     parts: list[str] = []
 
     def watch(event: object) -> None:
@@ -52,7 +52,7 @@ def test_blocks_of_images_change_no_number(
 def test_finished_blocks_are_kept_and_go_when_their_row_is_whole(
     reference: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_BLOCK", 8)
+    monkeypatch.setattr(jobs, "_BLOCK", 8)
     seen = 0
 
     def stop(event: object) -> None:
@@ -79,7 +79,7 @@ def test_finished_blocks_are_kept_and_go_when_their_row_is_whole(
 def test_merged_shards_are_one_run(
     block: int, reference: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_BLOCK", block)
+    monkeypatch.setattr(jobs, "_BLOCK", block)
     folders = [tmp_path / f"{i}" for i in (1, 2, 3)]
     for i, folder in enumerate(folders, 1):
         small_run(shard=f"{i}/3", out=folder)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from robustbench_ln.errors import UsageError, unknown_name
-from robustbench_ln.evaluation.engine import Executor, InProcess
+from robustbench_ln.evaluation.jobs import InProcess
 from robustbench_ln.evaluation.processes import Processes
+from robustbench_ln.evaluation.work import Executor
 
 
 def _local(argument: str, workers: int, devices: Sequence[str], folder: Path) -> Executor:  # noqa: ARG001

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robustbench_ln.corruptions import to_float
 from robustbench_ln.errors import UsageError
-from robustbench_ln.evaluation.engine import Finished, repeats_clean, rows_to_find, run
+from robustbench_ln.evaluation.jobs import Finished, repeats_clean, rows_to_find, run
 from robustbench_ln.norms import frozen_state
 from robustbench_ln.planning import Plan, stratified_order
 

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from robustbench_ln.errors import LnbenchError, UsageError
-from robustbench_ln.evaluation.engine import Finish, Job, Outcome, Progress, carry_out
+from robustbench_ln.evaluation.jobs import carry_out
+from robustbench_ln.evaluation.work import Finish, Job, Outcome, Progress
 from robustbench_ln.models.imports import importable_from_here, one_line
 from robustbench_ln.planning import Plan
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from robustbench_ln.errors import LnbenchError, ResourceError
-from robustbench_ln.evaluation.engine import Finish, Job, Outcome, Progress
 from robustbench_ln.evaluation.processes import finishes, pack, progress_of, unpack
+from robustbench_ln.evaluation.work import Finish, Job, Outcome, Progress
 from robustbench_ln.models.imports import one_line
 from robustbench_ln.planning import Plan
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_ln.errors import LnbenchError, ResourceError
-from robustbench_ln.evaluation.engine import Finish, Job, Outcome, Progress
 from robustbench_ln.evaluation.processes import finishes, pack, progress_of, unpack
+from robustbench_ln.evaluation.work import Finish, Job, Outcome, Progress
 from robustbench_ln.models.imports import one_line
 from robustbench_ln.planning import Plan
 from robustbench_ln.results import Cell, cell_file, write_bytes
