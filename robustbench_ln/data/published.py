@@ -76,10 +76,11 @@ class Published(Dataset):
         if not versions:
             raise problems[0] if problems else no_conditions(folder)
         self._openers = dict(versions)
-        self._open: dict[Version, Dataset] = {}
-        self._digests: dict[Version, str] = {}
         self._partners = partners
         self.mildest, base = self._base()
+        # Opened versions, as many as are held in memory, and the digests of all that were ever opened.
+        self._open = {} if self.clean else {self.mildest: base}
+        self._digests = {version: images.sha256 for version, images in self._open.items()}
         super().__init__(
             id=safe_name(f"{request.source.partition(':')[0]}-{folder.resolve().name}"),
             source=request.source,
@@ -93,14 +94,13 @@ class Published(Dataset):
 
     def _base(self) -> tuple[Version, Dataset]:
         """The mildest version that can be opened, and what stands for the clean images: themselves, or that version."""
-        mildest, *others = sorted(self._openers, key=lambda one: (one[1], one[0] != _GENTLEST, one[0]))
+        *milder, last = sorted(self._openers, key=lambda one: (one[1], one[0] != _GENTLEST, one[0]))
         if self.clean is not None:
-            return mildest, self.clean
-        for version in others:
+            return (milder or [last])[0], self.clean
+        for version in milder:
             with suppress(InputError):
-                return mildest, self._openers[mildest]()
-            mildest = version
-        return mildest, self._openers[mildest]()
+                return version, self._openers[version]()
+        return last, self._openers[last]()
 
     def pixels(self, indices: NDArray[np.int64]) -> Pixels:
         """See `Dataset.pixels`: of the clean images, or of the mildest condition."""

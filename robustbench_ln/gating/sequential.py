@@ -183,10 +183,10 @@ def _plan(
         if one.kind == "noise":
             noises.setdefault(one.name, {})[one.level] = None
     corrupted = [one for one in conditions if one.kind == "corruption"]
-    suites = sorted({one.suite for one in corrupted})
+    source = data or document.data.source
+    suites = [] if names_published(source) else sorted({one.suite for one in corrupted})
     if len(suites) > 1:
         raise UsageError("a baseline of several suites", found=", ".join(suites), hint="lnbench eval, then gate NEW")
-    source = data or document.data.source
     plan = plan_run(
         model,
         source,
@@ -194,7 +194,7 @@ def _plan(
         # What is planned here is only a way to suite and textures: the conditions are put in below.
         noise=[f"{name}={','.join(f'{level!r}' for level in levels)}" for name, levels in noises.items()] or None,
         corruption=list(dict.fromkeys(one.name for one in corrupted)) or None,
-        suite=suites[0] if suites and not names_published(source) else None,
+        suite=suites[0] if suites else None,
         modes=list(dict.fromkeys(_plain(one.mode) for one in old)),
         seed=document.run.seed,
         limit=document.run.limit,
