@@ -127,6 +127,11 @@ class Training:
     def _pixels(self) -> Pixels:
         return Pixels(self.plan.train, pinned=self.device.startswith("cuda"))
 
+    @functools.cached_property
+    def _held_out_pixels(self) -> Pixels:
+        assert self.plan.held_out is not None
+        return Pixels(self.plan.held_out)
+
     @property
     def finished(self) -> bool:
         """Whether all epochs are done."""
@@ -305,9 +310,8 @@ class Training:
             for start in list(starts)[self.among.rank :: self.among.size]:
                 # The last batch is completed by wrapping around; those images are not counted twice.
                 positions = order[torch.arange(start, start + size) % len(part)]
-                indices = part.indices[positions.numpy()]
-                images = to_float(part.dataset.read(indices).to(self.device))
-                labels = torch.from_numpy(part.dataset.labels[indices])
+                images = to_float(self._held_out_pixels.read(positions).to(self.device))
+                labels = part.labels()[positions]
                 with self._autocast():
                     logits = whole(images.to(next(whole.parameters()).dtype))
                 counted = slice(min(size, len(part) - start))
