@@ -8,6 +8,7 @@ running statistics, Dynamic BatchNorm K = 1 with live ones.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,34 +77,94 @@ def normalise(
     Raises:
         InputError: a layout that counts images, and rows that are not equally many an image.
     """
-    rows = layout.rows
     if layout.set_size is None:
         return _batch_norm(x, _row(weight, 0), _row(bias, 0), eps, *running)
     size = layout.set_size * layout.rows_per_image(len(x))
-    sets = torch.split(x, size)
-    if layout.source_weight == 0 and (size == 1 or (len(sets) > 1 and sets[0].numel() <= _SMALL_SET)):
+    n = len(x) // size
+    rows = layout.rows or (0,) * n
+    if layout.source_weight:
+        done = []
+        for part, row in zip(torch.split(x, size), rows, strict=True):
+            mean, var = _mixed(part, running, layout.source_weight, layout.set_size)
+            done.append(_batch_norm(part, _row(weight, row), _row(bias, row), eps, mean, var))
+        return torch.cat(done)
+    if n == 1:
+        return _batch_norm(x, _row(weight, rows[0]), _row(bias, rows[0]), eps)
+    gamma, beta = _rows(weight, rows), _rows(bias, rows)
+    if size == 1 or size * x[0].numel() <= _SMALL_SET:
         # Small sets: the channels of all sets side by side, so that one kernel call serves all.
-        chosen = torch.tensor(rows or (0,) * len(sets), device=x.device)
-        folded = x.reshape(len(sets), size, x.shape[1], -1).transpose(0, 1).reshape(size, len(sets) * x.shape[1], -1)
-        done_folded = _batch_norm(folded, _rows(weight, chosen), _rows(bias, chosen), eps)
-        return done_folded.reshape(size, len(sets), x.shape[1], -1).transpose(0, 1).reshape(x.shape)
-    done = []
-    for i, part in enumerate(sets):
-        row = rows[i] if rows else 0
-        source = layout.source_weight
-        statistics = _mixed(part, running, source, layout.set_size) if source else (None, None)
-        done.append(_batch_norm(part, _row(weight, row), _row(bias, row), eps, *statistics))
-    return done[0] if len(done) == 1 else torch.cat(done)
+        folded = x.reshape(n, size, x.shape[1], -1).transpose(0, 1).reshape(size, n * x.shape[1], -1)
+        folded = _batch_norm(folded, _flat(gamma), _flat(beta), eps)
+        unfolded = folded.reshape(size, n, x.shape[1], -1).transpose(0, 1).reshape(x.shape)
+        return unfolded if x.is_contiguous() else torch.empty_like(x).copy_(unfolded)  # channels_last stays
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
+        parts = torch.split(x, size)
+        return torch.cat([_batch_norm(part, _row(gamma, i), _row(beta, i), eps) for i, part in enumerate(parts)])
+    if gamma is None or beta is None:
+        gamma, beta = x.new_ones(n, x.shape[1]), x.new_zeros(n, x.shape[1])
+    kind = torch.promote_types(x.dtype, torch.float32)  # statistics of 16-bit images are 32-bit too
+    out: Tensor = _Sets.apply(x, gamma.to(kind), beta.to(kind), eps)[0]
+    return out
+
+
+class _Sets(torch.autograd.Function):
+    """Batch normalisation of each of S equal sets of consecutive images, with its own row of gamma and beta.
+
+    The same as torch.split, torch.batch_norm on each part and torch.cat, but every part is written where it belongs:
+    what the copies of the last step cost, forward and backward, is most of what LocalNorm costs more than BatchNorm.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        sets = len(weight)
+        out, mean, invstd = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+        parts = zip(x.chunk(sets), out.chunk(sets), weight, bias, mean, invstd, strict=True)
+        for part, made, gamma, beta, mu, scale in parts:
+            _norm.out(part, gamma, beta, None, None, True, 0.0, eps, out=made, save_mean=mu, save_invstd=scale)
+        return out, mean, invstd
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        x, weight, _, ctx.eps = inputs
+        _, mean, invstd = output
+        ctx.mark_non_differentiable(mean, invstd)
+        ctx.save_for_backward(x, weight, mean, invstd)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, invstd = ctx.saved_tensors
+        sets = len(weight)
+        parts = zip(grad.chunk(sets), x.chunk(sets), weight, mean, invstd, strict=True)
+        fixed = (True, ctx.eps, [True, True, True])
+        calls = [(dy, part, gamma, None, None, mu, scale, *fixed) for dy, part, gamma, mu, scale in parts]
+        if torch.is_grad_enabled():  # for second derivatives, which what writes in place does not have
+            of_x, of_weight, of_bias = zip(*(_norm_backward(*call) for call in calls), strict=True)
+            return torch.cat(of_x), torch.stack(of_weight), torch.stack(of_bias), None
+        dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+        for call, *made in zip(calls, dx.chunk(sets), dweight, dbias, strict=True):
+            _norm_backward.out(*call, out0=made[0], out1=made[1], out2=made[2])
+        return dx, dweight, dbias, None
+
+
+_norm = torch.ops.aten.native_batch_norm
+_norm_backward = torch.ops.aten.native_batch_norm_backward
 
 
 def _row(parameter: Tensor | None, row: int) -> Tensor | None:
     return parameter if parameter is None or parameter.dim() == 1 else parameter[row]
 
 
-def _rows(parameter: Tensor | None, rows: Tensor) -> Tensor | None:
+def _flat(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.flatten()
+
+
+def _rows(parameter: Tensor | None, rows: tuple[int, ...]) -> Tensor | None:
+    """``(S, C)``: the row of each set."""
     if parameter is None:
         return None
-    return (parameter.expand(len(rows), -1) if parameter.dim() == 1 else parameter[rows]).reshape(-1)
+    if parameter.dim() == 1:
+        return parameter.expand(len(rows), -1)
+    return parameter if rows == tuple(range(len(parameter))) else parameter[list(rows)]
 
 
 def _mixed(
@@ -179,14 +240,18 @@ class LocalNorm(nn.Module):
                 found=f"{len(x)} images for K = {self.n_groups}",
                 hint="a batch size that K divides, and drop_last=True in the data loader",
             )
-        if len(x) % self.n_groups == 0:
-            layout = Layout(len(x) // self.n_groups, tuple(range(self.n_groups)))
-            return normalise(x, self.weight, self.bias, self.eps, layout)
-        parts = [part for part in x.tensor_split(self.n_groups) if len(part)]
-        done = [
-            normalise(part, self.weight, self.bias, self.eps, Layout(len(part), (k,))) for k, part in enumerate(parts)
-        ]
-        return torch.cat(done)
+        size, longer = len(x) // self.n_groups, len(x) % self.n_groups
+        if not longer:
+            return self._grouped(x, size, 0)
+        # As tensor_split does: the first groups have an image more.
+        first, rest = x[: longer * (size + 1)], x[longer * (size + 1) :]
+        done = self._grouped(first, size + 1, 0)
+        return torch.cat([done, self._grouped(rest, size, longer)]) if size else done
+
+    def _grouped(self, x: Tensor, size: int, first: int) -> Tensor:
+        """Groups of `size` images, the first of them with the affine row `first`."""
+        layout = Layout(size, tuple(range(first, first + len(x) // size)))
+        return normalise(x, self.weight, self.bias, self.eps, layout)
 
     def _check(self, x: Tensor) -> None:
         if x.dim() < 2 or x.shape[1] != self.num_features or len(x) == 0:
