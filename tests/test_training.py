@@ -369,13 +369,20 @@ class Exploding(nn.Module):
 def test_a_loss_that_is_no_number_stops_and_leaves_the_last_good_epoch(tmp_path: Path) -> None:
     with pytest.raises(TrustError) as error:
         small_train(tmp_path / "nan", arch="tests.test_training:Exploding")
-    assert "nan in epoch 2, step 3 of 5" in error.value.found
+    assert error.value.what == "the training loss is not finite"
+    assert error.value.found.startswith("epoch 2, step 3 of 5, learning rate")
     assert "has the weights after epoch 1" in error.value.hint
     assert error.value.exit_code == 6
     tensors = load_file(tmp_path / "nan" / "last.safetensors")
     assert all(value.isfinite().all() for value in tensors.values())
     state = torch.load(tmp_path / "nan" / "state.pt", weights_only=True)
     assert (state["epoch"], state["step"]) == (1, 0)
+
+
+def test_weights_that_the_last_step_of_an_epoch_spoiled_are_not_kept(tmp_path: Path) -> None:
+    with pytest.raises(TrustError, match="a weight"):
+        small_train(tmp_path, data=toy_data(16), epochs=1, learning_rate=1e38, momentum=0)
+    assert not (tmp_path / "last.safetensors").exists()
 
 
 def test_a_second_training_does_not_write_into_the_folder_of_the_first(tmp_path: Path) -> None:

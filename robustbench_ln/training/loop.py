@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustbench_ln.corruptions import ImageRng, to_float
-from robustbench_ln.errors import TrustError
+from robustbench_ln.errors import InputError, TrustError
 from robustbench_ln.models import Classifier, save_model
 from robustbench_ln.norms import frozen_state
 from robustbench_ln.norms.convert import all_norms
@@ -127,6 +127,11 @@ class Training:
     def _pixels(self) -> Pixels:
         return Pixels(self.plan.train, pinned=self.device.startswith("cuda"))
 
+    @functools.cached_property
+    def _held_out_pixels(self) -> Pixels:
+        assert self.plan.held_out is not None
+        return Pixels(self.plan.held_out)
+
     @property
     def finished(self) -> bool:
         """Whether all epochs are done."""
@@ -143,8 +148,9 @@ class Training:
         if not self.finished:
             on_event(self._progress())
         while not self.finished:
-            if not self._train_epoch(stop, on_event):
-                self._save()
+            done = self._train_epoch(stop, on_event)
+            self._save()  # before the evaluation too, which may take long
+            if not done:
                 return False
             on_event(self._finish_epoch())
         return True
@@ -199,6 +205,12 @@ class Training:
         self._optimizer.zero_grad(set_to_none=True)
         with self._autocast(), among.shared_statistics():
             logits = self._model(images.contiguous(memory_format=torch.channels_last))
+        if not isinstance(logits, Tensor):
+            raise InputError(
+                f"{settings.arch} returns no logits in train()",
+                found=type(logits).__name__,
+                hint="a network whose forward returns one tensor, without auxiliary outputs",
+            )
         logits = logits if settings.precision == "fp64" else logits.float()
         loss = F.cross_entropy(logits, labels)
         torch.autograd.backward(loss * self._scale.scale if self._scale.enabled else loss)
@@ -231,21 +243,21 @@ class Training:
         results = both[2:].view(-1, 2) / self.among.size
         for back, loss in enumerate(results[:, 0].tolist()):
             if not math.isfinite(loss):
-                step = self.step - len(seen) + back + 1
-                raise TrustError(
-                    "the training loss is not finite",
-                    found=f"{loss} in epoch {self.epoch + 1}, step {step} of {self.steps}, learning rate "
-                    f"{learning_rate(self.plan.settings, self.epoch + (step - 0.5) / self.steps):.3g}",
-                    hint=f"a smaller --learning-rate or a longer --warmup; {self._kept()}",
-                )
+                raise self._diverged("the training loss", self.step - len(seen) + back + 1)
         self._sums += results.sum(0) * self.plan.settings.batch_size
         self._last = (results[-1, 0].item(), results[-1, 1].item())
         return both[0].item() > 0, both[1].item() > 0
 
-    def _kept(self) -> str:
-        if not self.log:
-            return "no epoch was finished"
-        return f"{self.folder.last} has the weights after epoch {len(self.log)}"
+    def _diverged(self, what: str, step: int) -> TrustError:
+        rate = learning_rate(self.plan.settings, self.epoch + (step - 0.5) / self.steps)
+        kept = "no epoch was finished"
+        if self.log:
+            kept = f"{self.folder.last} has the weights after epoch {len(self.log)}"
+        return TrustError(
+            f"{what} is not finite",
+            found=f"epoch {self.epoch + 1}, step {step} of {self.steps}, learning rate {rate:.3g}",
+            hint=f"a smaller --learning-rate or a longer --warmup; {kept}",
+        )
 
     def _progress(self) -> Progress:
         settings = self.plan.settings
@@ -262,10 +274,12 @@ class Training:
 
     def _finish_epoch(self) -> Epoch:
         settings = self.plan.settings
-        self._collect()
         n = self.steps * settings.batch_size
         loss, accuracy = (self._sums / n).tolist()
         eval_loss, eval_accuracy = self._evaluate(self.plan.held_out) if self.plan.held_out else (None, None)
+        finite = all(value.isfinite().all() for value in self._whole.state_dict().values())
+        if not finite or not math.isfinite(eval_loss or 0):
+            raise self._diverged("a weight or the held-out loss", self.steps)
         before = [record["eval_accuracy"] for record in self.log]
         best = eval_accuracy is None or all(eval_accuracy > other for other in before)
         record = Epoch(
@@ -298,6 +312,7 @@ class Training:
         settings = self.plan.settings
         order = visiting_order(settings.seed, len(part))
         size = min(settings.batch_size, len(part))
+        labels_of = part.labels()
         whole = Classifier(self._whole, settings.mean, settings.std).to(self.device)
         sums = torch.zeros(2, dtype=torch.float64)
         starts = range(0, len(part), size)
@@ -305,9 +320,8 @@ class Training:
             for start in list(starts)[self.among.rank :: self.among.size]:
                 # The last batch is completed by wrapping around; those images are not counted twice.
                 positions = order[torch.arange(start, start + size) % len(part)]
-                indices = part.indices[positions.numpy()]
-                images = to_float(part.dataset.read(indices).to(self.device))
-                labels = torch.from_numpy(part.dataset.labels[indices])
+                images = to_float(self._held_out_pixels.read(positions).to(self.device))
+                labels = labels_of[positions]
                 with self._autocast():
                     logits = whole(images.to(next(whole.parameters()).dtype))
                 counted = slice(min(size, len(part) - start))
