@@ -14,7 +14,7 @@ from typing import Any
 
 from robustbench_ln.corruptions import NOISES, list_presets, load_preset
 from robustbench_ln.errors import UsageError, unknown_name
-from robustbench_ln.norms import EVAL_MODES
+from robustbench_ln.norms import EVAL_MODES, NORMS
 from robustbench_ln.yaml_files import Where, YamlFile, read_yaml
 
 _HERE = Path(__file__).parent
@@ -145,6 +145,7 @@ class Scale:
         limit: images scored; None for all.
         levels: levels of each noise at most, evenly picked out of its grid; None for all.
         severity: of corruptions.
+        cost: networks, normalisations and repeats of the speed benchmark, arguments of ``bench_norms``.
     """
 
     name: str
@@ -153,6 +154,7 @@ class Scale:
     limit: int | None
     levels: int | None
     severity: str
+    cost: Mapping[str, Any]
 
 
 def list_targets() -> list[str]:
@@ -260,7 +262,8 @@ def load_scale(name: str) -> Scale:
     if name not in list_scales():
         raise unknown_name("scale", name, list_scales())
     reader = _Reader(read_yaml(_HERE / "scales" / f"{name}.yaml"))
-    reader.only((), {"about", "limit", "levels", "severity", "settings"})
+    reader.only((), {"about", "limit", "levels", "severity", "cost", "settings"})
+    reader.only(("cost",), {"network", "norm", "repeats"})
     return Scale(
         name=name,
         about=reader.text(("about",)),
@@ -268,6 +271,11 @@ def load_scale(name: str) -> Scale:
         limit=reader.of_type(("limit",), int, None),
         levels=reader.of_type(("levels",), int, None),
         severity=reader.text(("severity",), "1:5"),
+        cost={
+            "network": reader.texts(("cost", "network")),
+            "norm": reader.texts(("cost", "norm"), one_of=NORMS),
+            "repeats": reader.of_type(("cost", "repeats"), int),
+        },
     )
 
 

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_ln.api import evaluate_plan
+try:
+    from robustbench_ln.benchmarks import bench_norms
+except ImportError: pass
 from robustbench_ln.data import Dataset, open_dataset
 from robustbench_ln.errors import LnbenchError, ResourceError, UsageError
 from robustbench_ln.evaluation import Event
@@ -67,7 +70,7 @@ class TargetResult:
             "numbers": [number.to_dict() for number in self.numbers],
             "claims": [
                 {
-                    "claim": str(one.claim), "setting": one.setting, "difference": one.difference.value,
+                    "claim": one.claim, "setting": one.setting, "difference": one.difference.value,
                     "ci95": [one.difference.low, one.difference.high], "verdict": one.word,
                 }
                 for one in self.verdicts
@@ -186,7 +189,8 @@ def reproduce(
                 # One target that cannot be had must not take the others along; by itself it is the error.
                 if len(recipes) == 1:
                     raise
-                left_out.append(f"{recipe.name}: {error.what} ({error.found})")
+                left_out.append(f"{recipe.name} is left out: {error.what} ({error.found})")
+                run.say(left_out[-1])
     if not done:
         raise ResourceError("no target could be carried out", found="; ".join(left_out), hint="each target by itself")
     made = Reproduction(scale, folder, tuple(done), tuple(left_out))
@@ -244,7 +248,7 @@ class _Run:
             range=range_policy,
             seed=self.evaluation["seed"],
             datasets={setting.name: _opened(setting.data) for setting in settings} if grids else {},
-            times=_times() if recipe.drawing == "cost" else [],
+            times=bench_norms(**self.scale.cost, all_cores=False)["rows"] if recipe.drawing == "cost" else [],
         )
         figure = save(DRAWINGS[recipe.drawing](target), self.folder / recipe.name)[0]
         verdicts = tuple(judge(recipe, parts))
@@ -284,13 +288,6 @@ class _Run:
         }
         rows = [row for row in results.document.rows if (row.model, row.mode, row.condition.to_condition()) in wanted]
         return Part(setting, ids, results, tuple(rows))
-
-
-def _times() -> list[dict[str, Any]]:
-    from robustbench_ln.benchmarks import bench_norms
-
-    rows: list[dict[str, Any]] = bench_norms()["rows"]
-    return rows
 
 
 @functools.cache
