@@ -1,4 +1,4 @@
-"""Who shares a batch: other orders are the same images, sorted means sorted, and what must not depend on it does not."""
+"""Who shares a batch: other orders are the same images, sorted is sorted, and what must not depend on it does not."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ MODES = {
 
 
 def test_the_targets_are_those_of_the_help() -> None:
-    named = "table1 fig1 fig3 fig5 fig6 fig7a fig8 cost groups imagenet".split()
+    named = ["table1", "fig1", "fig3", "fig5", "fig6", "fig7a", "fig8", "cost", "groups", "imagenet"]
     assert list_targets() == named
     command = next(one for one in app.registered_commands if one.name == "reproduce")
     help_text = str(inspect.signature(command.callback).parameters["target"].annotation)
@@ -197,7 +197,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, images: dict[str, str]) -> tup
 
 
 def test_pages_figures_and_data_are_written(run: tuple[Path, Any]) -> None:
-    out, made = run
+    out, _ = run
     document = json.loads((out / "reproduced.json").read_text())
     assert [one["target"] for one in document["targets"]] == ["fig5", "table1", "fig6"]
     assert not document["left_out"]
