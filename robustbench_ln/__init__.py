@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from robustbench_ln.reports import report
     from robustbench_ln.reproducing import reproduce
     from robustbench_ln.results import Results, load_results
+    from robustbench_ln.training import TrainingRun, train
     from robustbench_ln.types import Condition, ResultRow
 
 # Names are imported when they are first used: `lnbench --help` must not wait for torch.
@@ -55,6 +56,8 @@ _HOMES = {
     "reproduce": "reproducing",
     "Results": "results",
     "load_results": "results",
+    "TrainingRun": "training",
+    "train": "training",
     "Condition": "types",
     "ResultRow": "types",
 }
@@ -72,6 +75,7 @@ __all__ = [
     "LocalNorm3d",
     "ResultRow",
     "Results",
+    "TrainingRun",
     "__version__",
     "audit_order",
     "convert_to_localnorm",
@@ -83,6 +87,7 @@ __all__ = [
     "report",
     "reproduce",
     "save_model",
+    "train",
 ]
 
 

@@ -15,6 +15,7 @@ from robustbench_ln.data.geometry import Geometry, parse_geometry
 from robustbench_ln.data.imagefolder import ImageFolder, open_imagefolder
 from robustbench_ln.data.imagenet import ImageNet, open_imagenet
 from robustbench_ln.data.npz import NpzDataset, open_npz
+from robustbench_ln.data.stanford_cars import StanfordCars
 from robustbench_ln.errors import UsageError, unknown_name
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "ImageNet",
     "NpzDataset",
     "Request",
+    "StanfordCars",
     "open_dataset",
     "parse_geometry",
 ]
@@ -54,7 +56,7 @@ def open_dataset(
 
     Args:
         spec: `KIND` or `KIND:ARGUMENT`, with a kind of `DATASETS`: `demo`, `cifar10`, `imagefolder:photos/test`.
-        split: `test` or `train`; folders and files hold one split and ignore it.
+        split: `test` or `train`; folders and files that hold one split ignore it.
         on_bad_image: `stop` at images that cannot be read, or `skip` them with a warning.
         resize: bring the shorter side to this length, in pixels.
         crop: then cut a square of this side from the centre.

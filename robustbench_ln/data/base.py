@@ -56,7 +56,10 @@ class Dataset(ABC):
         sha256: digest of geometry, labels and every image, in order; paths and class names are not in it.
         geometry: how images were brought to that size (`as stored`; `resize 256, crop 224, bilinear`).
         warnings: what a user should know, such as the number of images left out.
+        has_splits: whether the same text names other images as the other split.
     """
+
+    has_splits: bool = False
 
     def __init__(
         self,

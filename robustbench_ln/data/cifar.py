@@ -52,6 +52,7 @@ def _open(name: str, kind: type[CIFAR10], request: Request) -> Dataset:
         id=f"{name}-train" if train else name,
         source=request.source,
     )
+    dataset.has_splits = True
     return resized(dataset, request.geometry)
 
 

@@ -67,6 +67,8 @@ class DemoDataset(ArrayDataset):
         source: what the user typed.
     """
 
+    has_splits = True
+
     def __init__(self, split: str = "test", *, source: str = "demo") -> None:
         indices = np.arange(LENGTHS[split])
         images = np.concatenate([draw(indices[i : i + _CHUNK], split) for i in range(0, len(indices), _CHUNK)])

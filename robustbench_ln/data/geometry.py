@@ -137,6 +137,7 @@ class Resized(Dataset):
             geometry=str(geometry),
             warnings=(*dataset.warnings, *doubts),
         )
+        self.has_splits = dataset.has_splits
         self._dataset = dataset
         self._geometry = geometry
 

@@ -16,6 +16,7 @@ from robustbench_ln.data.imagefiles import (
     listing,
     reading,
 )
+from robustbench_ln.data.stanford_cars import StanfordCars, is_stanford_cars
 from robustbench_ln.errors import InputError, UsageError
 
 
@@ -57,11 +58,13 @@ class ImageFolder(ImageFiles):
         )
 
 
-def open_imagefolder(request: Request) -> ImageFolder:
-    """A folder with one subfolder a class; the subfolders in alphabetical order are the labels."""
+def open_imagefolder(request: Request) -> ImageFiles:
+    """A folder with one subfolder a class, in alphabetical order the labels; or Stanford Cars in its own layout."""
     if not request.argument:
         raise UsageError("imagefolder needs a folder", found=repr(request.source), hint="--data imagefolder:DIR")
     folder = existing_path(request.argument)
+    if is_stanford_cars(folder):
+        return StanfordCars(folder, request)
     return ImageFolder(folder, on_bad_image=request.on_bad_image, geometry=request.geometry, source=request.source)
 
 

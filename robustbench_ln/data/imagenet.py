@@ -90,6 +90,7 @@ class ImageNet(ImageFiles):
             photos=True,
             notes=notes + more,
         )
+        self.has_splits = root != top and all((root.parent / name).is_dir() for name in ("train", "val"))
 
     def class_folder(self, label: int) -> str:
         """See `Dataset.class_folder`: the WordNet ID, as in ImageNet-C."""

@@ -20,6 +20,7 @@ from robustbench_ln.norms import frozen_state
 from robustbench_ln.norms.convert import all_norms
 from robustbench_ln.norms.layer import LocalNorm
 from robustbench_ln.planning import visiting_order
+from robustbench_ln.training.curves import save_curves
 from robustbench_ln.training.folder import TrainingFolder
 from robustbench_ln.training.images import Part, Pixels, ahead, augmented, epoch_order
 from robustbench_ln.training.optimization import LossScale, all_finite, learning_rate, make_optimizer, scale_gradients
@@ -326,6 +327,8 @@ class Training:
                 save_model(self.folder.best, self._whole, metadata=self.plan.metadata)
             self.folder.write_state(state)
             self.folder.write_log(self.log)
+            if checkpoint:
+                save_curves(self.log, self.folder.path)
 
         self.among.together(write)
 

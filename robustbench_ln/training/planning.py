@@ -301,7 +301,7 @@ def _parts(
         return Part(dataset, everything), Part(eval_data, np.arange(len(eval_data)))
     if eval_data in (None, "none"):
         return Part(dataset, everything), None
-    if eval_data == "auto" and dataset.source.partition(":")[0] not in ("demo", "cifar10", "cifar100"):
+    if eval_data == "auto" and not dataset.has_splits:
         order = visiting_order(seed, len(dataset)).numpy()
         kept = max(round(_HELD_OUT * len(dataset)), 1)
         return Part(dataset, np.sort(order[kept:])), Part(dataset, np.sort(order[:kept]))

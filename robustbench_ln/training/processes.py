@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class Processes:
             if isinstance(layer, SwitchableNorm2d):
                 layer.average = average
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, own)  # type: ignore[no-untyped-call]
-        return DistributedDataParallel(network, broadcast_buffers=False)
+        return DistributedDataParallel(network)
 
     def shared_statistics(self) -> AbstractContextManager[object]:
         """A block in which BatchNorm takes its statistics from the batches of all processes."""
@@ -119,7 +120,10 @@ def processes(device: str) -> Iterator[Processes]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_PATIENCE)
     try:
-        yield Processes(dist.get_rank(), size, device)
+        with warnings.catch_warnings():
+            # Of kernels of 1 x 1 pixels, whose strides say nothing; one copy a step.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+            yield Processes(dist.get_rank(), size, device)
     finally:
         dist.destroy_process_group()
 

@@ -81,7 +81,56 @@ def train(
     interpolation: str | None = None,
     on_event: Callable[[Epoch | Progress], None] | None = None,
 ) -> TrainingRun:
-    """Train a classifier into a folder; the same call again goes on where it stopped, or finds it finished."""
+    """Train a classifier into a folder; the same call again goes on where it stopped, or finds it finished.
+
+    Under ``torchrun`` its processes train together: each owns K / world_size groups of every LocalNorm layer, and the
+    gradients of all other parameters are averaged.
+
+    Args:
+        data: training images: as the command line names them, or a :class:`~robustbench_ln.Dataset`.
+        out: folder of the training.
+        model: what to train on from, named as for :func:`~robustbench_ln.evaluate`.
+        arch: architecture to train from scratch; with `model`, that of its file.
+        norm: ``bn``, ``dynbn`` (trains as ``bn``), ``ln``, ``layernorm``, ``instancenorm``, ``groupnorm`` or
+            ``switchnorm``, put in BatchNorm's place with its gamma and beta; None for the network's own.
+        groups: K of LocalNorm; groups of channels of GroupNorm. 8 and 32 when left out; K is 4 for large images.
+        eval_data: images that decide which epoch is best: ``auto`` takes the test images of a data set that has some,
+            else holds a tenth of the training images back; ``none``; or as `data`.
+        epochs: passes over the data. This and the next defaults are the paper's, for images up to 96 pixels (for
+            larger ones): 200 (150).
+        batch_size: images a step, over all processes; 128 (16).
+        optimizer: ``sgd`` with Nesterov momentum, ``adam`` or ``adamw``.
+        learning_rate: its peak; 0.1 (0.0015).
+        momentum: of SGD; beta 1 of Adam.
+        weight_decay: on kernels and matrices; norm parameters and biases have none.
+        schedule: of the learning rate: ``step`` (a tenth after 25 % of the epochs, 0.03 after 61 %), ``cosine`` to
+            zero, or ``constant``.
+        warmup: epochs in which it rises to its peak.
+        crop: pixels of zero padding for random crops; an eighth of the side when left out.
+        flip: mirror images at random.
+        precision: ``fp32``, ``bf16`` or ``fp16`` (mixed, with float32 weights), or ``fp64``.
+        new_head: replace the output layer of `model` by a new one for the classes of the data.
+        normalize: ``auto``, ``imagenet``, ``cifar10``, ``half``, ``none`` or ``MEAN;STD``; ``auto`` is the model's own,
+            from scratch mean and deviation of the training images.
+        seed: of weights, data order, augmentation and dropout, at least 0.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        threads: of a step.
+        workers: threads that prepare images ahead; 4 on a GPU, else 0.
+        trust: allow files that can run code when read.
+        ema: of files with two copies of the weights take the averaged one, or (False) the plain one.
+        on_bad_image: ``stop``, or ``skip`` to leave unreadable images out.
+        resize: shorter side after resizing, in pixels.
+        center_crop: side of the centre crop, in pixels.
+        interpolation: of resizing.
+        on_event: called with :class:`~robustbench_ln.training.Progress` and :class:`~robustbench_ln.training.Epoch`.
+
+    Raises:
+        UsageError: a name or number that is none, a batch that does not fit the groups or the processes, a folder of
+            other settings.
+        InputError: a model or data set that cannot be used, or that do not go together.
+        ResourceError: the folder cannot be written, or another process trains into it.
+        TrustError: the loss is not finite, or the data changed.
+    """
     target = choose_device(device)
     with threads_of(threads), processes(target) as among:
         plan = among.together(
