@@ -16,7 +16,7 @@ from robustbench_ln.cli.app import app
 from robustbench_ln.corruptions import list_presets
 from robustbench_ln.errors import InputError, UsageError
 from robustbench_ln.metrics.mce import Estimate
-from robustbench_ln.reproducing import list_scales, list_targets
+from robustbench_ln.reproducing import list_scales, list_targets, recipes
 from robustbench_ln.reproducing.drawings import DRAWINGS
 from robustbench_ln.reproducing.measuring import FAILS, HOLDS, OPEN, word_for
 from robustbench_ln.reproducing.networks import read_given, with_data
@@ -31,6 +31,7 @@ from robustbench_ln.reproducing.recipes import (
 from robustbench_ln.training import train
 from tests.conftest import toy_arrays
 
+RECIPE_FILES = Path(recipes.__file__).parent / "recipes"
 RECIPES = {name: load_recipe(name) for name in list_targets()}
 
 # Table 1 of Yin, Scholte & Bohté (ICANN 2021), row by row as printed, in %; read here against the recipe's columns.
@@ -112,30 +113,36 @@ def test_a_scale_says_only_what_a_training_takes(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "line", "words"),
+    ("written", "mistaken", "words"),
     [
-        (("drawing: columns", "drawin: columns"), 8, "unknown key"),
-        (("ln-voting: 95.29", "ln-votin: 95.29"), 14, "no evaluation mode"),
-        (("bn: 88.83", "bn: 188.83"), 14, "expected a number from 0 to 100"),
-        (("bn: 88.83", "bn: many"), 14, "expected float"),
-        (("  cifar10-vgg:\n", "  cifar11-vgg:\n"), 13, "no setting of the paper"),
-        (("- bn > dynbn-batch", "- bn beats dynbn-batch"), 23, "not a claim"),
-        (("- bn > dynbn-batch", "- native > dynbn-batch"), 23, "not measured"),
-        (("- bn > dynbn-batch", "- bn > dynbn-batch under rain"), 23, "none of clean"),
-        (("networks: [bn, ln]", "networks: [ln]"), 11, "no network can run"),
-        (("modes: [bn,", "modes: [bm,"), 11, "unknown name"),
-        (("networks: [bn, ln]", "networks: bn"), 10, "expected list"),
+        ("drawing: columns", "drawin: columns", "unknown key"),
+        ("ln-voting: 95.29", "ln-votin: 95.29", "no evaluation mode"),
+        ("bn: 88.83", "bn: 188.83", "expected a number from 0 to 100"),
+        ("bn: 88.83", "bn: many", "expected float"),
+        ("  cifar10-vgg:", "  cifar11-vgg:", "no setting of the paper"),
+        ("- bn > dynbn-batch", "- bn beats dynbn-batch", "not a claim"),
+        ("- bn > dynbn-batch", "- native > dynbn-batch", "not measured"),
+        ("- bn > dynbn-batch", "- bn > dynbn-batch under rain", "none of clean"),
+        ("modes: [bn,", "modes: [bm,", "unknown name"),
+        ("modes: [bn, dynbn-batch, ln-single,", "modes: [bn, native,", "not measured"),
+        ("networks: [bn, ln]", "networks: bn", "expected list"),
     ],
-)  # fmt: skip
-def test_a_mistake_in_a_recipe_is_named_with_its_line(
-    tmp_path: Path, change: tuple[str, str], line: int, words: str
-) -> None:
-    import robustbench_ln.reproducing.recipes as module
-
-    text = (Path(module.__file__).parent / "recipes" / "table1.yaml").read_text(encoding="utf-8")
-    assert change[0] in text
-    (tmp_path / "table1.yaml").write_text(text.replace(*change), encoding="utf-8")
+)
+def test_a_mistake_in_a_recipe_is_named_with_its_line(tmp_path: Path, written: str, mistaken: str, words: str) -> None:
+    text = (RECIPE_FILES / "table1.yaml").read_text(encoding="utf-8")
+    assert text.count(written) == 1
+    # A claim about a mode that is no longer measured is a mistake of the claim.
+    where = "- ln-batch > ln-single" if "native," in mistaken else written
+    line = text[: text.index(where)].count("\n") + 1
+    (tmp_path / "table1.yaml").write_text(text.replace(written, mistaken), encoding="utf-8")
     with pytest.raises(InputError, match=rf"table1.yaml, line {line}: .*{words}"):
+        load_recipe("table1", tmp_path)
+
+
+def test_a_mode_that_no_network_of_the_recipe_runs_is_named(tmp_path: Path) -> None:
+    text = (RECIPE_FILES / "table1.yaml").read_text(encoding="utf-8")
+    (tmp_path / "table1.yaml").write_text(text.replace("networks: [bn, ln]", "networks: [ln]"), encoding="utf-8")
+    with pytest.raises(InputError, match="no network can run bn"):
         load_recipe("table1", tmp_path)
 
 

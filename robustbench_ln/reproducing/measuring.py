@@ -65,7 +65,8 @@ class Part:
         if not known or len(known) < len(rows):
             return None
         if measure.name in ("clean", "corruptions") or len(rows) == 1:
-            return np.mean(known, axis=0, dtype=np.float64)
+            mean: Floats = np.mean(known, axis=0, dtype=np.float64)
+            return mean
         levels = np.array([row.condition.level for row in rows])
         widths = np.diff(levels) / (levels[-1] - levels[0])
         weights = (np.append(widths, 0) + np.insert(widths, 0, 0)) / 2  # of the trapezoids

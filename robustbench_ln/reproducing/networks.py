@@ -96,12 +96,16 @@ def with_data(
                     raise UsageError(f"{option} names no setting of this scale", found=name, hint=f"one of {names}")
             else:
                 value, chosen = text, [one for one in settings if one.data == settings[0].data]
-            settings = [replace(one, **{key: value}) if one in chosen else one for one in settings]
+            settings = [_changed(one, key, value) if one in chosen else one for one in settings]
     missing = [f"{one.name} is left out: it needs {one.needs}" for one in settings if not one.data]
     settings = [one for one in settings if one.data]
     if not settings:
         raise UsageError("there are no images for any setting", found="; ".join(missing), hint="--data")
     return settings, missing
+
+
+def _changed(setting: Setting, key: str, value: str) -> Setting:
+    return replace(setting, data=value) if key == "data" else replace(setting, train_data=value)
 
 
 @dataclass(frozen=True, slots=True)
