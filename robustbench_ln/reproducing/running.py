@@ -166,6 +166,9 @@ def reproduce(
     check_numbers(seed=seed, limit=limit, batch_size=batch_size, workers=workers)
     presets = {recipe.name: preset_of(recipe, noises) for recipe in recipes}
     folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("--out must be a folder", found=f"a file at {folder}", hint="another --out")
+    folder.mkdir(parents=True, exist_ok=True)
     with threads_of(threads):
         given = read_given(_listed(model), trust=trust)
         settings, left_out = with_data(chosen, _listed(data), _listed(train_data), given)
