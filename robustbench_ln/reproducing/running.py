@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,7 @@ def reproduce(
     train_data: str | Sequence[str] = (),
     noises: str = "released",
     limit: int | None = None,
+    levels: int | None = None,
     frost_textures: str | Path | None = None,
     seed: int = 0,
     batch_size: int = 128,
@@ -124,6 +125,7 @@ def reproduce(
     normalize: str = "auto",
     trust: bool = False,
     out: str | Path = "reproduced",
+    command: str = "",
     say: Callable[[str], None] | None = None,
     show: Show | None = None,
 ) -> Reproduction:
@@ -142,6 +144,7 @@ def reproduce(
         train_data: images to train on, likewise; the training split of `data` when left out.
         noises: ``released`` as in the authors' code, or ``text`` as in the paper.
         limit: images scored; the scale's own when left out.
+        levels: levels of each noise at most, picked out of its grid; the scale's own when left out.
         frost_textures: folder of the original frost textures.
         seed: of everything random.
         batch_size: images computed at once in evaluations; changes no number.
@@ -151,6 +154,7 @@ def reproduce(
         normalize: likewise.
         trust: allow model files that can run code when read.
         out: folder of the pages, and below it ``networks/`` and ``runs/``.
+        command: the command line to record.
         say: told of what is done.
         show: shows the progress of an evaluation.
 
@@ -163,7 +167,9 @@ def reproduce(
     names = _targets(target)
     recipes = [load_recipe(name) for name in names]
     chosen = load_scale(scale)
-    check_numbers(seed=seed, limit=limit, batch_size=batch_size, workers=workers)
+    check_numbers(seed=seed, limit=limit, levels=levels, batch_size=batch_size, workers=workers)
+    if levels is not None:
+        chosen = replace(chosen, levels=levels)
     presets = {recipe.name: preset_of(recipe, noises) for recipe in recipes}
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
@@ -182,6 +188,7 @@ def reproduce(
                 "seed": seed, "batch_size": batch_size, "device": device, "normalize": normalize, "trust": trust,
             },
             workers=workers,
+            command=command,
             frost_textures=frost_textures,
             say=say or (lambda _: None),
             show=show or (lambda _plan, _folder: nullcontext(lambda _event: None)),
@@ -236,6 +243,7 @@ class _Run:
     training: dict[str, Any]
     evaluation: dict[str, Any]
     workers: int
+    command: str
     frost_textures: str | Path | None
     say: Callable[[str], None]
     show: Show
@@ -283,7 +291,7 @@ class _Run:
         plan = plan if what else plan.only_clean()
         folder = self.folder / "runs" / setting.name
         with self.show(plan, folder) as on_event:
-            results = evaluate_plan(plan, out=folder, workers=self.workers, on_event=on_event, command="reproduce")
+            results = evaluate_plan(plan, out=folder, workers=self.workers, on_event=on_event, command=self.command)
         ids = {one.info.id: network for one, network in zip(plan.models, networks, strict=True)}
         wanted = {
             (one.info.id, cut.mode.name, condition)
