@@ -124,6 +124,25 @@ def test_what_a_network_prints_is_no_result(here: Here, desk: Path) -> None:
     assert json.loads(here("inspect", "python:loud_net:make", *loud).stdout)["num_classes"] == 10
 
 
+def test_an_audit_of_orders_is_shown_and_kept(here: Here, desk: Path) -> None:
+    audit = ("eval", "--model", "bn.pt", *QUICK[:2], "--normalize", "half", "--modes", "dynbn-batch", "--audit-order")
+    done = here(*audit)
+    assert "class by class" in done.stdout
+    assert "log2 of M" in done.stdout
+    assert "runs/bn-npz-data-orders" in done.stderr
+    assert (desk / "runs" / "bn-npz-data-orders" / "orders.png").exists()
+    assert {row["mode"] for row in json.loads(here(*audit, "--json").stdout)["rows"]} == {"dynbn-batch"}
+
+
+def test_reproduce_prints_where_its_pages_are(here: Here, desk: Path) -> None:
+    figure = ("reproduce", "fig1", "--scale", "smoke", "--data", "npz:data.npz", "--out", "rerun")
+    done = here(*figure)
+    assert done.stdout == "rerun/fig1.html  Figure 1: what multiplicative noise does to the colours of an image\n"
+    assert "values before the range policy" in (desk / "rerun" / "fig1.svg").read_text(encoding="utf-8")
+    document = json.loads(here(*figure, "--json", "--quiet").stdout)
+    assert [target["target"] for target in document["targets"]] == ["fig1"]
+
+
 def test_json_is_one_document_and_nothing_else(here: Here) -> None:
     done = here("eval", "--model", "bn.pt", *QUICK, "--json", "--out", "json")
     document = json.loads(done.stdout)
@@ -310,6 +329,13 @@ MODEL = ("eval", "--model", "no-such-model.pt")
         (("eval", "--model", "demo:xx"), "demo"),
         (("eval", "--model", "zoo:resnet"), "torchvision"),
         (("list", "moods"), "modes"),
+        (("reproduce", "fig66"), "fig6"),
+        (("reproduce", "fig1", "--scale", "smal"), "small"),
+        (("reproduce", "fig1", "--noises", "relased"), "released"),
+        (("reproduce", "fig1", "--data", "demmo=demo"), "resnet20"),
+        ((*MODEL, "--audit-order", "--group-size", "4"), "--group-size"),
+        ((*MODEL, "--audit-order", "--repeats", "2"), "--repeats"),
+        (("eval", "--model", "demo:bn", "--audit-order", "--modes", "bn"), "share"),
         (("inspect", "demo:bn", "--probe", "x.npy"), "--logits"),
     ],
 )

@@ -20,6 +20,7 @@ from robustbench_ln.corruptions.conditions import parse_corruptions
 from robustbench_ln.data import DATASETS, PUBLISHED
 from robustbench_ln.models import PREPROCESSINGS
 from robustbench_ln.norms import EVAL_MODES, NORMS, parse_mode
+from robustbench_ln.reproducing import list_scales, list_targets
 from robustbench_ln.training.settings import OPTIMIZERS, PRECISIONS, SCHEDULES
 from robustbench_ln.types import RANGES
 
@@ -94,8 +95,12 @@ def test_a_documented_command_can_be_typed(page: str, line: str):
         assert "--suite" in line or parse_corruptions(options["corruption"], load_suite("cifar10-c"))
     assert options.get("preset") in (None, *list_presets())
     assert options.get("range") in (None, *RANGES)
-    kind = (options.get("data") or "demo").partition(":")[0]
-    assert kind in DATASETS | PUBLISHED
+    data = options.get("data") or "demo"
+    for text in [data] if isinstance(data, str) else data:
+        assert text.rpartition("=")[2].partition(":")[0] in DATASETS | PUBLISHED
+    if name == "reproduce":
+        assert {target for text in options["target"] for target in text.split(",")} <= {*list_targets(), "all"}
+        assert options.get("scale") in (None, *list_scales())
     normalize = options.get("normalize") or "auto"
     assert normalize == "auto" or ";" in normalize or normalize in PREPROCESSINGS
 
@@ -120,6 +125,7 @@ def test_a_command_that_does_not_exist_is_found(line: str):
         ("docs/data.md", [*DATASETS, *PUBLISHED]),
         ("docs/preprocessing.md", [*PREPROCESSINGS]),
         ("docs/training.md", [*NORMS, *OPTIMIZERS, *SCHEDULES, *PRECISIONS]),
+        ("docs/reproduce.md", [*list_targets(), *list_scales()]),
     ],
 )
 def test_every_name_is_documented(page: str, names: list[str]):

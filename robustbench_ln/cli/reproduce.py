@@ -26,6 +26,7 @@ from robustbench_ln.cli.options import (
     WorkersOpt,
     output_path,
 )
+from robustbench_ln.cli.process import command_line
 
 if TYPE_CHECKING:
     from robustbench_ln.evaluation import Event
@@ -82,6 +83,15 @@ def reproduce_command(
             rich_help_panel=_WHAT,
         ),
     ] = "released",
+    levels: Annotated[
+        int | None,
+        typer.Option(
+            "--levels",
+            metavar="N",
+            help="At most so many levels of each noise. [default: the scale's]",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     frost_textures: FrostTexturesOpt = None,
     normalize: NormalizeOpt = "auto",
     trust: TrustOpt = False,
@@ -134,6 +144,7 @@ def reproduce_command(
             train_data=train_data or (),
             noises=noises,
             limit=limit,
+            levels=levels,
             frost_textures=frost_textures,
             seed=seed,
             batch_size=batch_size,
@@ -143,6 +154,7 @@ def reproduce_command(
             normalize=normalize,
             trust=trust,
             out=out or Path(f"reproduced-{scale}"),
+            command=command_line(),
             say=None if quiet else _say,
             show=_shown(quiet),
         )

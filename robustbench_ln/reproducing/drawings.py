@@ -301,32 +301,32 @@ def _groups(target: Target) -> Figure:
 
 
 def _cost(target: Target) -> Figure:
-    """Bars of times over BatchNorm's: training steps, then evaluation modes, a column a network."""
+    """Bars of times over BatchNorm's: a training step, one image and a batch under every mode; a column a network."""
     networks = list(dict.fromkeys(row["network"] for row in target.times))
+    kinds = list(dict.fromkeys((row["pass"], row["images"]) for row in target.times))
 
-    def panel(network: str, which: str) -> Painter | None:
-        rows = [row for row in target.times if row["network"] == network and row["pass"] == which]
+    def panel(network: str, kind: tuple[str, int]) -> Painter | None:
+        rows = [row for row in target.times if (row["network"], row["pass"], row["images"]) == (network, *kind)]
 
         def paint(axes: Axes) -> None:
-            names = [row["norm"] if which == "train" else f"{row['mode']}" for row in rows]
-            ratios = [row["ratio"] for row in rows]
-            axes.barh(range(len(rows)), ratios, color=[_color(row) for row in rows], height=0.7)
+            axes.barh(range(len(rows)), [row["ratio"] for row in rows], color=[_color(row) for row in rows], height=0.7)
             axes.axvline(1, color="#444444", linewidth=0.8)
-            if which == "train" and target.recipe.slower:
-                axes.axvspan(*target.recipe.slower, color="#000000", alpha=0.08)
+            if kind[0] == "train" and target.recipe.slower:
+                axes.axvspan(*target.recipe.slower, color="#000000", alpha=0.1)
+            names = [row["mode"] if row["mode"] not in (None, "native") else row["norm"] for row in rows]
             axes.set_yticks(range(len(rows)), names, fontsize=7)
             axes.invert_yaxis()
-            for at, ratio in enumerate(ratios):
-                axes.text(ratio, at, f" {ratio:.2f}", va="center", fontsize=7)
+            for at, row in enumerate(rows):
+                axes.text(row["ratio"], at, f" {row['ratio']:.2f}", va="center", fontsize=7)
 
         return paint if rows else None
 
-    rows = [
-        Row([panel(network, which) for network in networks], f"time over BatchNorm's, {words}")
-        for which, words in (("train", "training step"), ("eval", "evaluation"))
-    ]
-    rows = [row for row in rows if any(row.panels)]
-    return _composed(target, rows, "shaded: the paper's 10 to 20 %", heads=networks, **_APART)
+    def words(which: str, images: int) -> str:
+        step = "a training step" if which == "train" else "prediction"
+        return f"{step} of {images} image{'s' if images > 1 else ''}, time over BatchNorm's"
+
+    rows = [Row([panel(network, kind) for network in networks], words(*kind)) for kind in kinds]
+    return _composed(target, rows, "shaded: the paper's 10 to 20 %", heads=networks, width=5.0, **_APART)
 
 
 def _color(row: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from robustbench_ln.norms import EVAL_MODES
 from robustbench_ln.reports.building import build
 from robustbench_ln.reports.summary import Summary, summarise
 from robustbench_ln.reproducing.networks import Network
-from robustbench_ln.reproducing.recipes import Claim, Measure, Recipe, Setting
+from robustbench_ln.reproducing.recipes import Measure, Recipe, Setting
 from robustbench_ln.results import DocumentRow, Results
 
 Floats = npt.NDArray[np.float64]
@@ -65,7 +65,8 @@ class Part:
         if not known or len(known) < len(rows):
             return None
         if measure.name in ("clean", "corruptions") or len(rows) == 1:
-            return np.mean(known, axis=0, dtype=np.float64)
+            mean: Floats = np.mean(known, axis=0, dtype=np.float64)
+            return mean
         levels = np.array([row.condition.level for row in rows])
         widths = np.diff(levels) / (levels[-1] - levels[0])
         weights = (np.append(widths, 0) + np.insert(widths, 0, 0)) / 2  # of the trapezoids
@@ -100,14 +101,6 @@ class Part:
         entries = build([self.results.folder]).sheet.entries
         return next((one.scores.mce for one in entries if (one.model, one.mode) == (self.of_mode(mode), mode)), None)
 
-    def difference(self, left: str, right: str, measure: Measure) -> Estimate | None:
-        """Accuracy of mode `left` minus that of `right`, by images in pairs; None where one was not measured."""
-        values = [self.values(mode, measure) for mode in (left, right)]
-        if values[0] is None or values[1] is None:
-            return None
-        mean = BootstrapMean(values[0] - values[1], low=-1.0, high=1.0)
-        return Estimate(mean.mean, *mean.interval())
-
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -120,7 +113,7 @@ class Verdict:
         word: ``holds``, ``does not hold`` or ``cannot be told``.
     """
 
-    claim: Claim
+    claim: str
     setting: str
     difference: Estimate
     word: str
@@ -130,9 +123,37 @@ def judge(recipe: Recipe, parts: Sequence[Part]) -> Iterator[Verdict]:
     """The claims of a recipe against what was measured; those that were not measured are left out."""
     for part in parts:
         for claim in recipe.claims:
-            found = part.difference(claim.left, claim.right, claim.measure)
+            found = _mean_difference(part.values(claim.left, claim.measure), part.values(claim.right, claim.measure))
             if found is not None:
-                yield Verdict(claim, part.setting.name, found, word_for(claim.relation, found))
+                yield Verdict(str(claim), part.setting.name, found, word_for(claim.relation, found))
+        if recipe.best is not None:
+            yield from _judge_sizes(recipe, recipe.best, part)
+
+
+def _judge_sizes(recipe: Recipe, best: tuple[float, float], part: Part) -> Iterator[Verdict]:
+    """Whether a group size from `best` is at least as good as every other, for the modes that cut groups."""
+    for mode in recipe.modes:
+        if EVAL_MODES[mode].statistics != "batch":
+            continue
+        found: dict[bool, list[Floats]] = {True: [], False: []}
+        for key, network in part.networks.items():
+            values = part.values(mode, Measure(), key)
+            if values is not None and network.group_size:
+                found[best[0] <= network.group_size <= best[1]].append(values)
+        if found[True] and found[False]:
+            inside, outside = (max(found[side], key=lambda values: float(values.mean())) for side in (True, False))
+            difference = _mean_difference(inside, outside)
+            assert difference is not None
+            words = f"best of {best[0]:g} to {best[1]:g} images a group >= best of the other sizes ({mode}, clean)"
+            yield Verdict(words, part.setting.name, difference, word_for(">=", difference))
+
+
+def _mean_difference(left: Floats | None, right: Floats | None) -> Estimate | None:
+    """Mean of `left` minus mean of `right`, by images in pairs; None where one was not measured."""
+    if left is None or right is None:
+        return None
+    mean = BootstrapMean(left - right, low=-1.0, high=1.0)
+    return Estimate(mean.mean, *mean.interval())
 
 
 def word_for(relation: str, difference: Estimate) -> str:

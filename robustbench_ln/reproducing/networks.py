@@ -11,6 +11,7 @@ from robustbench_ln.errors import UsageError
 from robustbench_ln.models import load_model
 from robustbench_ln.norms import NetworkNorms
 from robustbench_ln.reproducing.recipes import Scale, Setting
+from robustbench_ln.training import Epoch, train
 
 ONE_SPLIT = ("imagefolder", "imagenet", "npz")  # kinds of data that do not know their training images
 
@@ -96,12 +97,16 @@ def with_data(
                     raise UsageError(f"{option} names no setting of this scale", found=name, hint=f"one of {names}")
             else:
                 value, chosen = text, [one for one in settings if one.data == settings[0].data]
-            settings = [replace(one, **{key: value}) if one in chosen else one for one in settings]
+            settings = [_changed(one, key, value) if one in chosen else one for one in settings]
     missing = [f"{one.name} is left out: it needs {one.needs}" for one in settings if not one.data]
     settings = [one for one in settings if one.data]
     if not settings:
         raise UsageError("there are no images for any setting", found="; ".join(missing), hint="--data")
     return settings, missing
+
+
+def _changed(setting: Setting, key: str, value: str) -> Setting:
+    return replace(setting, data=value) if key == "data" else replace(setting, train_data=value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +161,12 @@ class Workshop:
             how["groups"] = how["batch_size"] // size
         return self._trained("ln", size or how["batch_size"] // how["groups"], how, by_size=size is not None)
 
-    def _trained(self, norm: str, size: int | None, how: dict[str, Any], *, by_size: bool = False) -> Network:
-        from robustbench_ln.training import train
+    def _told(self, event: Any) -> None:
+        if isinstance(event, Epoch):
+            held_out = "" if event.eval_accuracy is None else f", {100 * event.eval_accuracy:.2f} % on held-out images"
+            self.say(f"epoch {event.epoch}: loss {event.loss:.4f}{held_out}, {event.seconds:.0f} s")
 
+    def _trained(self, norm: str, size: int | None, how: dict[str, Any], *, by_size: bool = False) -> Network:
         setting = self.setting
         if not setting.train_data and setting.data.partition(":")[0] in ONE_SPLIT:
             raise UsageError(
@@ -170,9 +178,11 @@ class Workshop:
         if name in self.made:
             return self.made[name]
         words = f"{norm}, groups of {size} images" if size else norm
-        self.say(f"{setting.network}: training {words}, {how['epochs']} epochs")
         folder = self.out / "networks" / name
-        run = train(data=setting.train_data or setting.data, out=folder, norm=norm, **how, **self.options)
+        self.say(f"{folder}: {setting.network}, {words}, {how['epochs']} epochs")
+        run = train(
+            data=setting.train_data or setting.data, out=folder, norm=norm, on_event=self._told, **how, **self.options
+        )
         model = str(run.last)
         loaded = load_model(model)
         start = f"from {Path(how['model']).parent.name or how['model']}" if "model" in how else "from scratch"

@@ -52,7 +52,7 @@ def _stand_ins(target: Target, scale: Scale) -> list[str]:
     said = []
     for part in target.parts:
         setting = part.setting
-        own = ", ".join(PAPER_SETTINGS[one] for one in target.recipe.settings)
+        own = "; ".join(PAPER_SETTINGS[one] for one in target.recipe.settings)
         if scale.name != "paper" or setting.paper not in target.recipe.settings:
             said.append(f"The paper's networks and images are {own}; here it is {setting.network}.")
         n = part.rows[0].n if part.rows else None

@@ -7,14 +7,14 @@ claims that it makes, and what cannot be matched. A scale says which networks an
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from robustbench_ln.corruptions import NOISES, list_presets, load_preset
 from robustbench_ln.errors import UsageError, unknown_name
-from robustbench_ln.norms import EVAL_MODES
+from robustbench_ln.norms import EVAL_MODES, NORMS
 from robustbench_ln.yaml_files import Where, YamlFile, read_yaml
 
 _HERE = Path(__file__).parent
@@ -145,6 +145,7 @@ class Scale:
         limit: images scored; None for all.
         levels: levels of each noise at most, evenly picked out of its grid; None for all.
         severity: of corruptions.
+        cost: networks, normalisations and repeats of the speed benchmark, arguments of ``bench_norms``.
     """
 
     name: str
@@ -153,6 +154,7 @@ class Scale:
     limit: int | None
     levels: int | None
     severity: str
+    cost: Mapping[str, Any]
 
 
 def list_targets() -> list[str]:
@@ -219,7 +221,7 @@ def _paper(reader: _Reader) -> dict[str, dict[Measure, dict[str, float]]]:
             for mode in values:
                 if mode not in EVAL_MODES:
                     reader.fail((*where, words, mode), "no evaluation mode", found=mode, hint="lnbench list modes")
-            found.setdefault(setting, {})[_measure(words, lambda say, w=(*where, words): reader.fail(w, say))] = values
+            found.setdefault(setting, {})[_measure(reader, (*where, words), words)] = values
     return found
 
 
@@ -237,16 +239,16 @@ def _claims(reader: _Reader) -> tuple[Claim, ...]:
         for mode in (match["left"], match["right"]):
             if mode not in modes:
                 reader.fail(where, "a claim about a mode that is not measured", found=mode, hint=", ".join(modes))
-        measure = _measure(match["what"] or "clean", lambda say, w=where: reader.fail(w, say))
+        measure = _measure(reader, where, match["what"] or "clean")
         claims.append(Claim(match["left"], match["relation"], match["right"], measure))
     return tuple(claims)
 
 
-def _measure(text: str, fail: Callable[[str], object]) -> Measure:
+def _measure(reader: _Reader, where: Where, text: str) -> Measure:
     name, _, level = text.partition(" ")
     known = name in ("clean", "corruptions", "mce") or any(noise.startswith(name) for noise in NOISES)
     if not known or (level and not re.fullmatch(r"\d+(\.\d+)?", level)):
-        fail(f"{text!r} is none of clean, corruptions, mce, a noise, or a noise and its level")
+        reader.fail(where, f"{text!r} is none of clean, corruptions, mce, a noise, or a noise and its level")
     return Measure(name, float(level) if level else None)
 
 
@@ -260,7 +262,8 @@ def load_scale(name: str) -> Scale:
     if name not in list_scales():
         raise unknown_name("scale", name, list_scales())
     reader = _Reader(read_yaml(_HERE / "scales" / f"{name}.yaml"))
-    reader.only((), {"about", "limit", "levels", "severity", "settings"})
+    reader.only((), {"about", "limit", "levels", "severity", "cost", "settings"})
+    reader.only(("cost",), {"network", "norm", "repeats"})
     return Scale(
         name=name,
         about=reader.text(("about",)),
@@ -268,6 +271,11 @@ def load_scale(name: str) -> Scale:
         limit=reader.of_type(("limit",), int, None),
         levels=reader.of_type(("levels",), int, None),
         severity=reader.text(("severity",), "1:5"),
+        cost={
+            "network": reader.texts(("cost", "network")),
+            "norm": reader.texts(("cost", "norm"), one_of=NORMS),
+            "repeats": reader.of_type(("cost", "repeats"), int),
+        },
     )
 
 
@@ -310,9 +318,12 @@ class _Reader:
     def _at(self, where: Where) -> Any:
         value = self._file.content
         for key in where:
-            if not isinstance(value, dict | list) or (isinstance(value, dict) and key not in value):
+            if isinstance(value, list) and isinstance(key, int):
+                value = value[key]
+            elif isinstance(value, dict):
+                value = value.get(str(key), _MISSING)
+            else:
                 return _MISSING
-            value = value[key]
         return value
 
     def mapping(self, where: Where, default: Any = _MISSING) -> dict[str, Any]:

@@ -6,11 +6,16 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from robustbench_ln.api import evaluate_plan
+
+try:
+    from robustbench_ln.benchmarks import bench_norms
+except ImportError:
+    pass
 from robustbench_ln.data import Dataset, open_dataset
 from robustbench_ln.errors import LnbenchError, ResourceError, UsageError
 from robustbench_ln.evaluation import Event
@@ -67,7 +72,7 @@ class TargetResult:
             "numbers": [number.to_dict() for number in self.numbers],
             "claims": [
                 {
-                    "claim": str(one.claim), "setting": one.setting, "difference": one.difference.value,
+                    "claim": one.claim, "setting": one.setting, "difference": one.difference.value,
                     "ci95": [one.difference.low, one.difference.high], "verdict": one.word,
                 }
                 for one in self.verdicts
@@ -110,6 +115,7 @@ def reproduce(
     train_data: str | Sequence[str] = (),
     noises: str = "released",
     limit: int | None = None,
+    levels: int | None = None,
     frost_textures: str | Path | None = None,
     seed: int = 0,
     batch_size: int = 128,
@@ -119,6 +125,7 @@ def reproduce(
     normalize: str = "auto",
     trust: bool = False,
     out: str | Path = "reproduced",
+    command: str = "",
     say: Callable[[str], None] | None = None,
     show: Show | None = None,
 ) -> Reproduction:
@@ -137,6 +144,7 @@ def reproduce(
         train_data: images to train on, likewise; the training split of `data` when left out.
         noises: ``released`` as in the authors' code, or ``text`` as in the paper.
         limit: images scored; the scale's own when left out.
+        levels: levels of each noise at most, picked out of its grid; the scale's own when left out.
         frost_textures: folder of the original frost textures.
         seed: of everything random.
         batch_size: images computed at once in evaluations; changes no number.
@@ -146,6 +154,7 @@ def reproduce(
         normalize: likewise.
         trust: allow model files that can run code when read.
         out: folder of the pages, and below it ``networks/`` and ``runs/``.
+        command: the command line to record.
         say: told of what is done.
         show: shows the progress of an evaluation.
 
@@ -158,9 +167,14 @@ def reproduce(
     names = _targets(target)
     recipes = [load_recipe(name) for name in names]
     chosen = load_scale(scale)
-    check_numbers(seed=seed, limit=limit, batch_size=batch_size, workers=workers)
+    check_numbers(seed=seed, limit=limit, levels=levels, batch_size=batch_size, workers=workers)
+    if levels is not None:
+        chosen = replace(chosen, levels=levels)
     presets = {recipe.name: preset_of(recipe, noises) for recipe in recipes}
     folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("--out must be a folder", found=f"a file at {folder}", hint="another --out")
+    folder.mkdir(parents=True, exist_ok=True)
     with threads_of(threads):
         given = read_given(_listed(model), trust=trust)
         settings, left_out = with_data(chosen, _listed(data), _listed(train_data), given)
@@ -174,6 +188,7 @@ def reproduce(
                 "seed": seed, "batch_size": batch_size, "device": device, "normalize": normalize, "trust": trust,
             },
             workers=workers,
+            command=command,
             frost_textures=frost_textures,
             say=say or (lambda _: None),
             show=show or (lambda _plan, _folder: nullcontext(lambda _event: None)),
@@ -186,7 +201,8 @@ def reproduce(
                 # One target that cannot be had must not take the others along; by itself it is the error.
                 if len(recipes) == 1:
                     raise
-                left_out.append(f"{recipe.name}: {error.what} ({error.found})")
+                left_out.append(f"{recipe.name} is left out: {error.what} ({error.found})")
+                run.say(left_out[-1])
     if not done:
         raise ResourceError("no target could be carried out", found="; ".join(left_out), hint="each target by itself")
     made = Reproduction(scale, folder, tuple(done), tuple(left_out))
@@ -227,6 +243,7 @@ class _Run:
     training: dict[str, Any]
     evaluation: dict[str, Any]
     workers: int
+    command: str
     frost_textures: str | Path | None
     say: Callable[[str], None]
     show: Show
@@ -244,7 +261,7 @@ class _Run:
             range=range_policy,
             seed=self.evaluation["seed"],
             datasets={setting.name: _opened(setting.data) for setting in settings} if grids else {},
-            times=_times() if recipe.drawing == "cost" else [],
+            times=bench_norms(**self.scale.cost, all_cores=False)["rows"] if recipe.drawing == "cost" else [],
         )
         figure = save(DRAWINGS[recipe.drawing](target), self.folder / recipe.name)[0]
         verdicts = tuple(judge(recipe, parts))
@@ -274,7 +291,7 @@ class _Run:
         plan = plan if what else plan.only_clean()
         folder = self.folder / "runs" / setting.name
         with self.show(plan, folder) as on_event:
-            results = evaluate_plan(plan, out=folder, workers=self.workers, on_event=on_event, command="reproduce")
+            results = evaluate_plan(plan, out=folder, workers=self.workers, on_event=on_event, command=self.command)
         ids = {one.info.id: network for one, network in zip(plan.models, networks, strict=True)}
         wanted = {
             (one.info.id, cut.mode.name, condition)
@@ -284,13 +301,6 @@ class _Run:
         }
         rows = [row for row in results.document.rows if (row.model, row.mode, row.condition.to_condition()) in wanted]
         return Part(setting, ids, results, tuple(rows))
-
-
-def _times() -> list[dict[str, Any]]:
-    from robustbench_ln.benchmarks import bench_norms
-
-    rows: list[dict[str, Any]] = bench_norms()["rows"]
-    return rows
 
 
 @functools.cache

@@ -80,7 +80,7 @@ def claim_table(verdicts: Sequence[Verdict]) -> Table:
         "What the paper reports, and whether it holds here",
         ("claim", "setting", "verdict", "left minus right"),
         tuple(
-            (str(one.claim), one.setting, one.word, estimate(one.difference)) for one in verdicts
+            (one.claim, one.setting, one.word, estimate(one.difference)) for one in verdicts
         ),
         names=3,
         note="In points of accuracy, in brackets 95 % intervals of the difference by images in pairs. > holds where "
@@ -110,13 +110,16 @@ def measured_tables(target: Target) -> Iterator[Table]:
     if target.times:
         yield Table(
             "Times",
-            ("network", "norm", "pass", "mode", "seconds", "over BatchNorm"),
+            ("network", "norm", "pass", "mode", "images", "seconds", "over BatchNorm"),
             tuple(
-                (one["network"], one["norm"], one["pass"], one["mode"] or "", f"{one['seconds']:.4f}",
-                 f"{one['ratio']:.2f}")
+                (one["network"], one["norm"], one["pass"], one["mode"] or "", str(one["images"]),
+                 f"{one['seconds']:.4f}", f"{one['ratio']:.2f}")
                 for one in target.times
             ),
             names=4,
+            note="Medians. The paper: a training step takes {:.2f} to {:.2f} times BatchNorm's.".format(
+                *(target.recipe.slower or (1.0, 1.0))
+            ),
         )  # fmt: skip
 
 
