@@ -16,6 +16,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -57,6 +58,12 @@ def _pcg4d(x: Tensor, y: Tensor, z: Tensor, w: Tensor) -> None:
     _mix(*lanes)
 
 
+@lru_cache(maxsize=32)
+def _counters(n: int, device: torch.device) -> Tensor:
+    """The first step of `_pcg4d` of 0 to n - 1; ``(n,)`` int32."""
+    return torch.arange(n, dtype=torch.int32, device=device).mul_(_MULTIPLIER).add_(_INCREMENT)
+
+
 class ImageRng:
     """Draws of shape ``(B, *shape)``, one independent stream per image.
 
@@ -96,7 +103,7 @@ class ImageRng:
         self._draws += 1
         key_a, key_b = self._keys
         # `_pcg4d` of (counter, draw, key a, key b), with what is constant along a row or a column computed only once.
-        counter = torch.arange(n_counters, dtype=torch.int32, device=key_a.device).mul_(_MULTIPLIER).add_(_INCREMENT)
+        counter = _counters(n_counters, key_a.device)
         draw = _int32(self._draws * _MULTIPLIER + _INCREMENT)
         per_block = max(1, _BLOCK_WORDS // (4 * n_counters))
         done = []

@@ -31,7 +31,7 @@ FloatArray: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 IntArray: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 _BLOCK = 1 << 16  # pixel values worked on at a time; a few int32 buffers of that size stay in the second-level cache
-_PIECE = 1 << 15  # values added up at a time
+_PIECE = 1 << 16  # values added up at a time
 
 
 # ---------------------------------------------------------------- sums of shifted copies

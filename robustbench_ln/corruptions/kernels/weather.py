@@ -24,6 +24,7 @@ from robustbench_ln.corruptions.kernels.textures import FrostTextures, scaled_at
 from robustbench_ln.corruptions.rng import ImageRng
 
 _BLOCK_VALUES = 5 << 18  # larger than usual: these kernels take many short steps, most on a map of one channel
+_CACHED = 1 << 17  # values of an image in float32 that stay in the second-level cache
 
 # ---- random fields, exact in float32 ----
 
@@ -221,7 +222,14 @@ def fog(images: Tensor, rng: ImageRng, *, amount: AtLeast0, wibble: Above0, map_
         keep = brightest / (brightest + thickness).clamp_(min=1.0)
         scale = keep * thickness / (high - low)
         haze = (plasma[:, :height, :width] - low.view(-1, 1, 1)).mul_(scale.view(-1, 1, 1)).unsqueeze(1)
-        return to_uint8(images.to(torch.float32).mul_(keep.view(-1, 1, 1, 1)).add_(haze))
+        keep = keep.view(-1, 1, 1, 1)
+        out = torch.empty_like(images)
+        # Few images at a time, so that they stay in the cache. No value can leave 0 to 255.
+        step = max(1, _CACHED // max(1, images[:1].numel()))
+        for start in range(0, len(images), step):
+            part = slice(start, start + step)
+            out[part] = images[part].to(torch.float32).mul_(keep[part]).add_(haze[part]).to(torch.int16)
+        return out
 
     return in_blocks(images, rng, kernel, values=_BLOCK_VALUES)
 
@@ -265,8 +273,11 @@ def _refine(corners: Tensor, centre: Tensor, top: Tensor, left: Tensor) -> Tenso
     top += _plus_rolled(across.add_(centre), centre, 1, 1).mul_(0.25)
     left += _plus_rolled(down.add_(centre), centre, 1, 2).mul_(0.25)
     # torch.complex is the fastest way to interleave two tensors.
-    rows = [torch.view_as_real(torch.complex(even, odd)).flatten(2) for even, odd in ((corners, top), (left, centre))]
-    return torch.stack(rows, dim=2).flatten(1, 2)
+    batch, n, _ = corners.shape
+    pairs = torch.empty((batch, n, 2, n), dtype=torch.complex64, device=corners.device)
+    torch.complex(corners, top, out=pairs[:, :, 0])
+    torch.complex(left, centre, out=pairs[:, :, 1])
+    return torch.view_as_real(pairs).view(batch, 2 * n, 2 * n)
 
 
 def _plus_rolled(values: Tensor, others: Tensor, shift: int, dim: int) -> Tensor:
