@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from robustbench_ln.api import evaluate
     from robustbench_ln.auditing import audit_order
     from robustbench_ln.checking import check_data
+    from robustbench_ln.converting import Conversion, convert
     from robustbench_ln.corruptions import corrupt
     from robustbench_ln.data import ArrayDataset, Dataset, open_dataset
     from robustbench_ln.diagnosis import diagnose
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         LocalNorm1d,
         LocalNorm2d,
         LocalNorm3d,
+        convert_norms,
         convert_to_localnorm,
     )
     from robustbench_ln.reports import report
@@ -42,6 +44,8 @@ _HOMES = {
     "evaluate": "api",
     "audit_order": "auditing",
     "check_data": "checking",
+    "Conversion": "converting",
+    "convert": "converting",
     "corrupt": "corruptions",
     "ArrayDataset": "data",
     "Dataset": "data",
@@ -57,6 +61,7 @@ _HOMES = {
     "LocalNorm1d": "norms",
     "LocalNorm2d": "norms",
     "LocalNorm3d": "norms",
+    "convert_norms": "norms",
     "convert_to_localnorm": "norms",
     "report": "reports",
     "reproduce": "reproducing",
@@ -73,6 +78,7 @@ __all__ = [
     "ArrayDataset",
     "Classifier",
     "Condition",
+    "Conversion",
     "Dataset",
     "EvalMode",
     "LnbenchError",
@@ -85,6 +91,8 @@ __all__ = [
     "__version__",
     "audit_order",
     "check_data",
+    "convert",
+    "convert_norms",
     "convert_to_localnorm",
     "corrupt",
     "diagnose",

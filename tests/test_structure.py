@@ -36,15 +36,16 @@ RANKS = {
     "training": 5,
     "inspection": 5,
     "checking": 5,
+    "converting": 5,
     "corrupting": 5,
     "previewing": 5,
+    "diagnosis": 5,
     "reports": 5,
     "api": 6,
-    "merging": 7,
-    "diagnosis": 5,
     "benchmarks": 6,  # measures what evaluation does
     "comparing": 6,  # may use reports for the ink
     "gating": 7,
+    "merging": 7,
     "auditing": 7,
     "reproducing": 7,
     ROOT: 8,  # the package's own __init__, the names that users import
