@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from robustbench_ln._version import __version__
     from robustbench_ln.api import evaluate
     from robustbench_ln.auditing import audit_order
+    from robustbench_ln.converting import Conversion, convert
     from robustbench_ln.corruptions import corrupt
     from robustbench_ln.data import ArrayDataset, Dataset, open_dataset
     from robustbench_ln.errors import LnbenchError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         LocalNorm1d,
         LocalNorm2d,
         LocalNorm3d,
+        convert_norms,
         convert_to_localnorm,
     )
     from robustbench_ln.reports import report
@@ -38,6 +40,8 @@ _HOMES = {
     "__version__": "_version",
     "evaluate": "api",
     "audit_order": "auditing",
+    "Conversion": "converting",
+    "convert": "converting",
     "corrupt": "corruptions",
     "ArrayDataset": "data",
     "Dataset": "data",
@@ -51,6 +55,7 @@ _HOMES = {
     "LocalNorm1d": "norms",
     "LocalNorm2d": "norms",
     "LocalNorm3d": "norms",
+    "convert_norms": "norms",
     "convert_to_localnorm": "norms",
     "report": "reports",
     "reproduce": "reproducing",
@@ -67,6 +72,7 @@ __all__ = [
     "ArrayDataset",
     "Classifier",
     "Condition",
+    "Conversion",
     "Dataset",
     "EvalMode",
     "LnbenchError",
@@ -78,6 +84,8 @@ __all__ = [
     "TrainingRun",
     "__version__",
     "audit_order",
+    "convert",
+    "convert_norms",
     "convert_to_localnorm",
     "corrupt",
     "evaluate",
