@@ -499,7 +499,7 @@ def test_an_interrupt_while_loading_says_that_nothing_was_evaluated(desk: Path) 
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert stderr == f"interrupted: nothing was evaluated yet\ngo on with: lnbench {' '.join(arguments)}\n"
+    assert stderr == f"interrupted: nothing was done yet\ngo on with: lnbench {' '.join(arguments)}\n"
     assert not (desk / "never").exists()
 
 

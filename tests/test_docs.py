@@ -19,8 +19,9 @@ from robustbench_ln.corruptions import NOISES, list_presets, list_suites, load_s
 from robustbench_ln.corruptions.conditions import parse_corruptions
 from robustbench_ln.data import DATASETS
 from robustbench_ln.models import PREPROCESSINGS
-from robustbench_ln.norms import EVAL_MODES, parse_mode
+from robustbench_ln.norms import EVAL_MODES, NORMS, parse_mode
 from robustbench_ln.reproducing import list_scales, list_targets
+from robustbench_ln.training.settings import OPTIMIZERS, PRECISIONS, SCHEDULES
 from robustbench_ln.types import RANGES
 
 ROOT = Path(__file__).parent.parent
@@ -124,6 +125,7 @@ def test_a_command_that_does_not_exist_is_found(line: str):
         ("docs/data.md", [*DATASETS]),
         ("docs/preprocessing.md", [*PREPROCESSINGS]),
         ("docs/reproduce.md", [*list_targets(), *list_scales()]),
+        ("docs/training.md", [*NORMS, *OPTIMIZERS, *SCHEDULES, *PRECISIONS]),
     ],
 )
 def test_every_name_is_documented(page: str, names: list[str]):

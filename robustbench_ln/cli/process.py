@@ -29,7 +29,7 @@ class Interrupted(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
-        self.kept = "nothing was evaluated yet"
+        self.kept = "nothing was done yet"
 
 
 def interrupt(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the signature of a signal handler
@@ -40,14 +40,17 @@ def interrupt(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
 class Stop:
     """While the block runs, the first SIGINT or SIGTERM is only taken down, for work that stops at a point of its own.
 
-    The second one is not waited for.
+    Args:
+        one_of_many: this is one of the processes of `torchrun`, which passes on the signals that they get themselves.
+            Elsewhere the second signal says that somebody will not wait.
 
     Attributes:
         number: of the signal; 0 while there was none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, one_of_many: bool) -> None:
         self.number = 0
+        self._one_of_many = one_of_many
 
     def __call__(self) -> bool:
         """Whether to stop."""
@@ -64,7 +67,6 @@ class Stop:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
+        if self.number and not self._one_of_many:
             interrupt(number, frame)
-        self.number = number
-        print("stopping after this step; once more to stop at once ...", file=sys.stderr)
+        self.number = self.number or number

@@ -29,10 +29,15 @@ class Bars:
         unit: of what, in the plural.
         kept: what an interrupt leaves, for the user.
         quiet: show nothing.
+
+    Attributes:
+        done: how much is done.
+        before: how much of it was done by an earlier command.
     """
 
     def __init__(self, total: int, unit: str, *, kept: str, quiet: bool) -> None:
         self.done: float = 0
+        self.before: float = 0
         self.kept = kept
         self._total, self._unit = total, unit
         self._started = self._last_line = time.monotonic()
@@ -71,7 +76,7 @@ class Bars:
         now = time.monotonic()
         if self._lines and now - self._last_line >= _LINE_EVERY:
             self._last_line = now
-            left = (now - self._started) * (self._total - self.done) / max(self.done, 1e-9)
+            left = (now - self._started) * (self._total - self.done) / max(self.done - self.before, 1e-9)
             print(f"{label}: {int(self.done)} of {self._total} {self._unit}, about {left:.0f} s to go", file=sys.stderr)
 
 
@@ -105,13 +110,15 @@ class TrainingDisplay(Bars):
         settings = plan.settings
         each = len(plan.train) // settings.batch_size * settings.batch_size
         super().__init__(each * settings.epochs, "images", kept="nothing was trained yet", quiet=quiet)
-        self._folder, self._quiet = folder, quiet
+        self._folder, self._quiet, self._first = folder, quiet, True
 
     def on_event(self, event: Epoch | TrainingProgress) -> None:
         """Show where the training is."""
         if isinstance(event, Epoch):
             self._say(event)
             return
+        if self._first:
+            self.before, self._first = event.images, False
         self.kept = f"{event.images} of {event.total} images are trained on, the state is kept in {self._folder}"
         label = f"epoch {event.epoch} of {event.epochs}, loss {event.loss:.3f}, rate {event.learning_rate:.3g}"
         self.advance(label, event.images - self.done)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from contextlib import redirect_stdout
 from json import dumps
@@ -192,7 +194,7 @@ def train_command(
 
     - `torchrun --nproc-per-node 4 -m robustbench_ln train --arch resnet32 --norm ln --data cifar10 --out runs/ln4`
     """
-    if not quiet:
+    if not quiet and os.environ.get("RANK", "0") == "0":
         print("loading ...", file=sys.stderr, flush=True)
     from robustbench_ln.cli.progress import TrainingDisplay
     from robustbench_ln.planning import choose_device, threads_of
@@ -235,7 +237,7 @@ def train_command(
         if not quiet:
             for warning in plan.warnings:
                 print(f"warning: {warning}", file=sys.stderr)
-        with Stop() as stop, TrainingDisplay(plan, out, quiet=quiet) as display:
+        with Stop(one_of_many=among.size > 1) as stop, TrainingDisplay(plan, out, quiet=quiet) as display:
             run = train_plan(
                 plan,
                 out,
@@ -246,7 +248,8 @@ def train_command(
                 command=command_line(),
             )
             if not run.finished:
-                raise Interrupted(stop.number)
+                number = stop.number or signal.SIGTERM  # another process may have got it alone
+                raise Interrupted(number) if among.first else SystemExit(128 + number)
     if not among.first:
         return
     if json:

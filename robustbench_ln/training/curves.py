@@ -75,7 +75,7 @@ def norm_curves(log: Log) -> Figure:
             for k, group in enumerate(over_layers[:, place].T):
                 axes.plot(epochs, group, "o-", ms=3, lw=1, label=f"group {k + 1}")
             _name(axes, f"{statistic} of {symbol}")
-    if over_layers.shape[2] > 1:
+    if 1 < over_layers.shape[2] <= 16:
         handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", frameon=False)
     return figure

@@ -50,10 +50,11 @@ class Pixels:
     Args:
         part: whose images.
         room: bytes that decoded images may take.
+        pinned: whether what is read lies where a GPU can fetch it by itself.
     """
 
-    def __init__(self, part: Part, room: int = _KEPT_BYTES) -> None:
-        self._part = part
+    def __init__(self, part: Part, room: int = _KEPT_BYTES, *, pinned: bool = False) -> None:
+        self._part, self._pinned = part, pinned
         height, width = part.dataset.image_size
         self._kept: Tensor | None = None
         if len(part) * 3 * height * width <= room:
@@ -65,8 +66,10 @@ class Pixels:
     def read(self, positions: Tensor) -> Tensor:
         """``(b, 3, H, W)`` uint8."""
         if self._kept is not None:
-            return self._kept[positions]
-        return self._part.dataset.read(self._part.indices[positions.numpy()])
+            levels = self._kept[positions]
+        else:
+            levels = self._part.dataset.read(self._part.indices[positions.numpy()])
+        return levels.pin_memory() if self._pinned else levels
 
 
 def epoch_order(seed: int, epoch: int, indices: NDArray[np.int64]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustbench_ln.corruptions import ImageRng, to_float
-from robustbench_ln.errors import TrustError
+from robustbench_ln.errors import InputError, TrustError
 from robustbench_ln.models import Classifier, save_model
 from robustbench_ln.norms import frozen_state
 from robustbench_ln.norms.convert import all_norms
@@ -64,7 +65,17 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a training is: `images` of `total` are done, all epochs together, and what the last ones gave."""
+    """Where a training is.
+
+    Attributes:
+        epoch: counted from 1.
+        epochs: how many there will be.
+        images: that were trained on, all epochs together.
+        total: what they will be in the end.
+        loss: of the newest step.
+        accuracy: of the newest step.
+        learning_rate: of the newest step.
+    """
 
     epoch: int
     epochs: int
@@ -110,7 +121,16 @@ class Training:
             self._restore(state)
         self._classifier = Classifier(self._part, settings.mean, settings.std).to(device, dtype)
         self._model = among.averaging(self._classifier, {f"network.{name}" for name in self._own})
-        self._pixels, self._labels = Pixels(plan.train), plan.train.labels()
+        self._labels = plan.train.labels()
+
+    @functools.cached_property
+    def _pixels(self) -> Pixels:
+        return Pixels(self.plan.train, pinned=self.device.startswith("cuda"))
+
+    @functools.cached_property
+    def _held_out_pixels(self) -> Pixels:
+        assert self.plan.held_out is not None
+        return Pixels(self.plan.held_out)
 
     @property
     def finished(self) -> bool:
@@ -125,18 +145,21 @@ class Training:
         Raises:
             TrustError: the loss is not finite; the files are those of the last good epoch.
         """
+        if not self.finished:
+            on_event(self._progress())
         while not self.finished:
-            if not self._train_epoch(stop, on_event):
-                self._save()
+            done = self._train_epoch(stop, on_event)
+            self._save()  # before the evaluation too, which may take long
+            if not done:
                 return False
-            record = self._finish_epoch()
-            on_event(record)
+            on_event(self._finish_epoch())
         return True
 
     def _train_epoch(self, stop: Callable[[], bool], on_event: Callable[[Epoch | Progress], None]) -> bool:
         """Go on with the current epoch; False when asked to stop."""
         settings = self.plan.settings
         self._part.train()
+        pixels = self._pixels
         order = epoch_order(settings.seed, self.epoch, self.plan.train.indices)
         batches = [
             order[step * settings.batch_size :][: settings.batch_size][self.among.share(settings.batch_size)]
@@ -146,7 +169,7 @@ class Training:
         tick = 20 if self.device.startswith("cuda") else 1
         seen: list[Tensor] = []
         started = saved = time.monotonic()
-        for positions, levels in zip(batches, ahead(self._read, batches, self.workers), strict=True):
+        for positions, levels in zip(batches, ahead(pixels.read, batches, self.workers), strict=True):
             seen.append(self._train_step(positions, levels))
             self.step += 1
             if self.step % tick and self.step < self.steps:
@@ -162,10 +185,6 @@ class Training:
                 self._save()
                 saved = time.monotonic()
         return True
-
-    def _read(self, positions: Tensor) -> Tensor:
-        levels = self._pixels.read(positions)
-        return levels.pin_memory() if self.device.startswith("cuda") else levels
 
     def _train_step(self, positions: Tensor, levels: Tensor) -> Tensor:
         """One step; returns ``(2,)``: loss and share of right answers in this process's part of the batch."""
@@ -186,6 +205,12 @@ class Training:
         self._optimizer.zero_grad(set_to_none=True)
         with self._autocast(), among.shared_statistics():
             logits = self._model(images.contiguous(memory_format=torch.channels_last))
+        if not isinstance(logits, Tensor):
+            raise InputError(
+                f"{settings.arch} returns no logits in train()",
+                found=type(logits).__name__,
+                hint="a network whose forward returns one tensor, without auxiliary outputs",
+            )
         logits = logits if settings.precision == "fp64" else logits.float()
         loss = F.cross_entropy(logits, labels)
         torch.autograd.backward(loss * self._scale.scale if self._scale.enabled else loss)
@@ -213,26 +238,26 @@ class Training:
 
     def _take_stock(self, seen: list[Tensor], asked: bool, due: bool) -> tuple[bool, bool]:
         """Look at the losses of the last steps, and agree with the other processes on what comes next."""
-        flags = torch.tensor([float(asked), float(due)], dtype=torch.float64, device=seen[0].device)
-        both = self.among.sum(torch.cat([flags, torch.stack(seen).double().flatten()]))
+        flags = torch.tensor([float(asked), float(due)], dtype=torch.float64)
+        both = self.among.sum(torch.cat([flags, torch.stack(seen).cpu().double().flatten()]))
         results = both[2:].view(-1, 2) / self.among.size
         for back, loss in enumerate(results[:, 0].tolist()):
             if not math.isfinite(loss):
-                step = self.step - len(seen) + back + 1
-                raise TrustError(
-                    "the training loss is not finite",
-                    found=f"{loss} in epoch {self.epoch + 1}, step {step} of {self.steps}, learning rate "
-                    f"{learning_rate(self.plan.settings, self.epoch + (step - 0.5) / self.steps):.3g}",
-                    hint=f"a smaller --learning-rate or a longer --warmup; {self._kept()}",
-                )
+                raise self._diverged("the training loss", self.step - len(seen) + back + 1)
         self._sums += results.sum(0) * self.plan.settings.batch_size
         self._last = (results[-1, 0].item(), results[-1, 1].item())
         return both[0].item() > 0, both[1].item() > 0
 
-    def _kept(self) -> str:
-        if not self.log:
-            return "no epoch was finished"
-        return f"{self.folder.last} has the weights after epoch {len(self.log)}"
+    def _diverged(self, what: str, step: int) -> TrustError:
+        rate = learning_rate(self.plan.settings, self.epoch + (step - 0.5) / self.steps)
+        kept = "no epoch was finished"
+        if self.log:
+            kept = f"{self.folder.last} has the weights after epoch {len(self.log)}"
+        return TrustError(
+            f"{what} is not finite",
+            found=f"epoch {self.epoch + 1}, step {step} of {self.steps}, learning rate {rate:.3g}",
+            hint=f"a smaller --learning-rate or a longer --warmup; {kept}",
+        )
 
     def _progress(self) -> Progress:
         settings = self.plan.settings
@@ -244,15 +269,17 @@ class Training:
             self.steps * settings.epochs * each,
             self._last[0],
             self._last[1],
-            learning_rate(settings, self.epoch + (self.step - 0.5) / self.steps),
+            learning_rate(settings, self.epoch + max(self.step - 0.5, 0) / self.steps),
         )
 
     def _finish_epoch(self) -> Epoch:
         settings = self.plan.settings
-        self._collect()
         n = self.steps * settings.batch_size
         loss, accuracy = (self._sums / n).tolist()
         eval_loss, eval_accuracy = self._evaluate(self.plan.held_out) if self.plan.held_out else (None, None)
+        finite = all(value.isfinite().all() for value in self._whole.state_dict().values())
+        if not finite or not math.isfinite(eval_loss or 0):
+            raise self._diverged("a weight or the held-out loss", self.steps)
         before = [record["eval_accuracy"] for record in self.log]
         best = eval_accuracy is None or all(eval_accuracy > other for other in before)
         record = Epoch(
@@ -285,20 +312,20 @@ class Training:
         settings = self.plan.settings
         order = visiting_order(settings.seed, len(part))
         size = min(settings.batch_size, len(part))
+        labels_of = part.labels()
         whole = Classifier(self._whole, settings.mean, settings.std).to(self.device)
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(2, dtype=torch.float64)
         starts = range(0, len(part), size)
         with frozen_state(whole):
             for start in list(starts)[self.among.rank :: self.among.size]:
                 # The last batch is completed by wrapping around; those images are not counted twice.
                 positions = order[torch.arange(start, start + size) % len(part)]
-                indices = part.indices[positions.numpy()]
-                images = to_float(part.dataset.read(indices).to(self.device))
-                labels = torch.from_numpy(part.dataset.labels[indices]).to(self.device)
+                images = to_float(self._held_out_pixels.read(positions).to(self.device))
+                labels = labels_of[positions]
                 with self._autocast():
                     logits = whole(images.to(next(whole.parameters()).dtype))
                 counted = slice(min(size, len(part) - start))
-                logits, labels = logits[counted].double(), labels[counted]
+                logits, labels = logits[counted].cpu().double(), labels[counted]
                 right = (logits.argmax(1) == labels).sum()
                 sums += torch.stack([F.cross_entropy(logits, labels, reduction="sum"), right.double()])
         loss, accuracy = (self.among.sum(sums) / len(part)).tolist()

@@ -27,6 +27,7 @@ from robustbench_ln.models import (
 )
 from robustbench_ln.models.imports import one_line
 from robustbench_ln.models.preprocessing import PROBE_IMAGES
+from robustbench_ln.models.programs import Program
 from robustbench_ln.norms import NORMS, NetworkNorms, convert_norms, frozen_state
 from robustbench_ln.norms.convert import n_groups as groups_of
 from robustbench_ln.planning import check_numbers, visiting_order
@@ -204,6 +205,12 @@ def _start(loaded: LoadedModel | None, arch: str | None, classes: int, new_head:
     if loaded is None:
         assert arch is not None
         return build_network(arch, num_classes=classes), arch
+    if isinstance(loaded.network, Program):
+        raise InputError(
+            f"{loaded.source} is a program, which cannot be trained",
+            found=loaded.form,
+            hint="the checkpoint that it was exported from",
+        )
     network = loaded.network.requires_grad_(True)
     if new_head:
         with_new_head(network, loaded.num_classes, classes)
