@@ -104,7 +104,6 @@ def bench_norms_command(
     ] = True,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
-    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """What each normalisation costs beside BatchNorm: a training step, and predictions under every evaluation mode.
 

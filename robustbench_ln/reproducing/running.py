@@ -11,11 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_ln.api import evaluate_plan
-
-try:
-    from robustbench_ln.benchmarks import bench_norms
-except ImportError:
-    pass
+from robustbench_ln.benchmarks import bench_norms
 from robustbench_ln.data import Dataset, open_dataset
 from robustbench_ln.errors import LnbenchError, ResourceError, UsageError
 from robustbench_ln.evaluation import Event
