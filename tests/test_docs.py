@@ -19,7 +19,7 @@ from robustbench_ln.corruptions import NOISES, list_presets, list_suites, load_s
 from robustbench_ln.corruptions.conditions import parse_corruptions
 from robustbench_ln.data import DATASETS
 from robustbench_ln.models import PREPROCESSINGS
-from robustbench_ln.norms import EVAL_MODES, parse_mode
+from robustbench_ln.norms import EVAL_MODES, NORMS, parse_mode
 from robustbench_ln.types import RANGES
 
 ROOT = Path(__file__).parent.parent
@@ -114,6 +114,7 @@ def test_a_command_that_does_not_exist_is_found(line: str):
     [
         ("README.md", [*EVAL_MODES, *NOISES]),
         ("docs/corruptions.md", [*load_suite("cifar10-c").corruptions, *list_suites()]),
+        ("docs/convert.md", [*NORMS]),
         ("docs/modes.md", [*EVAL_MODES]),
         ("docs/noises.md", [*NOISES, *RANGES, *list_presets()]),
         ("docs/data.md", [*DATASETS]),
