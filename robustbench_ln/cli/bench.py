@@ -89,8 +89,8 @@ def bench_corruptions_command(
 @bench_app.command("norms", cls=Command)
 def bench_norms_command(
     network: Annotated[
-        str, typer.Option("--network", metavar="LIST", help="resnet20, resnet50 or both, by commas.")
-    ] = "resnet20,resnet50",
+        str | None, typer.Option("--network", metavar="NAME", help="resnet20 or resnet50. [default: both]")
+    ] = None,
     norm: Annotated[
         str | None,
         typer.Option(
@@ -121,9 +121,9 @@ def bench_norms_command(
         print("loading ...", file=sys.stderr, flush=True)
     from robustbench_ln.benchmarks import bench_norms
 
+    named = {"network": network, "norm": norm}
     document = bench_norms(
-        network=network.split(","),
-        **({"norm": norm.split(",")} if norm else {}),
+        **{name: text.split(",") for name, text in named.items() if text},
         repeats=repeats,
         threads=threads,
         all_cores=all_cores,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from robustbench_ln.corruptions import Corruption
 
 _ROOM = 20  # columns that a text needs beside its names; with fewer it goes below them
-_KINDS = ("modes", "noises", "ranges", "presets", "corruptions", "suites", "data", "architectures", "targets")
+_KINDS = ("modes", "noises", "ranges", "presets", "corruptions", "suites", "data", "architectures", "norms", "targets")
 Rows = list[dict[str, str]]
 
 
@@ -25,7 +25,7 @@ def list_command(
     kind: Annotated[str, typer.Argument(help=f"One of {', '.join(_KINDS)}; all of them when left out.")] = "",
     json: JsonOpt = False,
 ) -> None:
-    """List what can be named: modes, noises, ranges, presets, corruptions, suites, data sets, architectures, targets.
+    """List what can be named: modes, noises, ranges, presets, corruptions, suites, data sets, architectures, norms, targets.
 
     Examples:
     - `lnbench list modes`
@@ -103,6 +103,10 @@ def _rows(kind: str) -> Rows:
         from robustbench_ln.reproducing import list_targets, load_recipe
 
         return [{"target": name, "what it is": load_recipe(name).title} for name in list_targets()]
+    if kind == "norms":
+        from robustbench_ln.norms import NORMS
+
+        return [{"norm": name, "what it is": one.description} for name, one in NORMS.items()]
     from robustbench_ln.types import RANGES
 
     return [{"range": name, "what it does": text} for name, text in RANGES.items()]
