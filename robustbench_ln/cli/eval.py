@@ -100,12 +100,17 @@ def eval_command(
     if not quiet:
         print("loading ...", file=sys.stderr, flush=True)
     from robustbench_ln.api import evaluate_plan, threads_of
-    from robustbench_ln.cli.progress import Display
+    from robustbench_ln.cli.progress import Display, Lines
     from robustbench_ln.planning import check_numbers, plan_run
     from robustbench_ln.reports import summarise, terminal
     from robustbench_ln.results import dump_document
 
     check_numbers(workers=workers)
+    lines = Lines()
+
+    def on_trial(done: int, whole: int) -> None:
+        lines.say(lambda: f"finding the preprocessing: {done} of {whole} predictions")
+
     # What a network's own code prints must not stand among the results.
     with threads_of(threads), redirect_stdout(sys.stderr):
         plan = plan_run(
@@ -137,6 +142,7 @@ def eval_command(
             crop=crop,
             interpolation=interpolation,
             predictions=not no_predictions,
+            on_trial=None if quiet else on_trial,
         )
         folder = out or default_folder([info.id for info in plan.manifest.models], plan.manifest.data.id)
         with Display(plan, folder, quiet=quiet) as display:
