@@ -28,7 +28,8 @@ from robustbench_ln.planning import Plan, PlannedModel, check_numbers, plan_run,
 from robustbench_ln.reports.chart import Series
 from robustbench_ln.reports.panels import Line, Row, compose, curves
 from robustbench_ln.reports.style import mode_styles
-from robustbench_ln.reports.tables import Table, estimate, percent
+from robustbench_ln.reports.tables import Table, estimate
+from robustbench_ln.reports.text import percent
 from robustbench_ln.results import DocumentRow, Results, write_bytes
 from robustbench_ln.types import Condition
 

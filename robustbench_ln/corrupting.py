@@ -13,6 +13,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +35,7 @@ from robustbench_ln.types import Condition
 OnImages = Callable[[Condition, int], None]
 """Called with the condition at work and the number of images newly done."""
 
+_LABELS = "labels.npy"
 _LOCK = ".lock"
 
 
@@ -156,8 +158,6 @@ def plan_corrupted(
     if layout not in LAYOUTS:
         raise unknown_name("layout", layout, LAYOUTS)
     check_numbers(seed=seed, limit=limit, batch_size=batch_size)
-    if noise is None and corruption is None:
-        corruption = "all"
     plan = plan_degradations(
         noise=noise,
         sigma=sigma,
@@ -166,6 +166,7 @@ def plan_corrupted(
         suite=suite,
         frost_textures=frost_textures,
         jpeg_parity=jpeg_parity,
+        otherwise="corruption",
     )
     target = choose_device(device)
     folder = Path(out)
@@ -230,21 +231,17 @@ def _write_npz(job: Job, on_images: OnImages) -> int:
     if job.out.exists():
         settings = _joined(_settings_of_npz(job.out), settings, job.out)
         old_names = _members(job.out)
-    _begin(job, partial)
     made = [one for one in job.conditions if f"{_name(one)}.npy" not in old_names]
     if not made:
         shutil.rmtree(partial, ignore_errors=True)
         return 0
-    try:
+    with _begun(job, partial):
         for condition in made:
             path = partial / f"{_name(condition)}.npy"
             if path.exists():
                 on_images(condition, len(job.indices))
             else:
                 _write_npy(path, job, (condition,), on_images)
-    finally:
-        if not any(partial.rglob("*.npy")):  # nothing to go on from
-            shutil.rmtree(partial, ignore_errors=True)
     with writing(job.out) as file, zipfile.ZipFile(file, "w") as archive:
         text = np.array(json.dumps(settings))
         facts = {"labels.npy": job.labels, "indices.npy": job.indices, "settings.npy": text}
@@ -309,49 +306,55 @@ def _write_npy(path: Path, job: Job, conditions: Sequence[Condition], on_images:
 
 
 def _write_cifar(job: Job, on_images: OnImages) -> int:
-    _begin(job, job.out)
     labels = np.tile(job.labels, len(SEVERITIES))
     content = io.BytesIO()
     np.save(content, labels.astype(np.uint8 if labels.max() < 256 else np.int64))
-    write_bytes(job.out / "labels.npy", content.getvalue())
     made = 0
-    for name in dict.fromkeys(condition.name for condition in job.conditions):
-        mine = [condition for condition in job.conditions if condition.name == name]
-        if (job.out / f"{name}.npy").exists():
-            on_images(mine[-1], len(mine) * len(job.indices))
-        else:
-            _write_npy(job.out / f"{name}.npy", job, mine, on_images)
-            made += len(mine)
+    with _begun(job, job.out):
+        write_bytes(job.out / _LABELS, content.getvalue())
+        for name in dict.fromkeys(condition.name for condition in job.conditions):
+            mine = [condition for condition in job.conditions if condition.name == name]
+            if (job.out / f"{name}.npy").exists():
+                on_images(mine[-1], len(mine) * len(job.indices))
+            else:
+                _write_npy(job.out / f"{name}.npy", job, mine, on_images)
+                made += len(mine)
     return made
 
 
 def _write_imagenet(job: Job, on_images: OnImages) -> int:
-    _begin(job, job.out)
     places = job.dataset.places(job.indices)
     made = 0
-    for condition in job.conditions:
-        folder = job.out / condition.name / f"{condition.level:g}"
-        if folder.exists():
-            on_images(condition, len(job.indices))
-            continue
-        made += 1
-        partial = folder.with_name(f".{folder.name}.partial")
-        try:
-            shutil.rmtree(partial, ignore_errors=True)
-            names = iter(places)
-            for images in job.batches(condition):
-                for image in images:
-                    path = partial / f"{next(names)}.JPEG"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray(image).save(path, "JPEG", quality=PARITY_QUALITY, optimize=True)
-                on_images(condition, len(images))
-            partial.replace(folder)
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise ResourceError(
-                f"cannot write {folder}", found=error.strerror or str(error), hint="free space, or another --out"
-            ) from error
+    with _begun(job, job.out):
+        for condition in job.conditions:
+            folder = job.out / condition.name / f"{condition.level:g}"
+            if folder.exists():
+                on_images(condition, len(job.indices))
+            else:
+                _write_tree(folder, job, condition, places, on_images)
+                made += 1
     return made
+
+
+def _write_tree(folder: Path, job: Job, condition: Condition, places: Sequence[str], on_images: OnImages) -> None:
+    """A folder of one condition's images, which is there when it is whole."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    names = iter(places)
+    try:
+        for images in job.batches(condition):
+            for image in images:
+                path = partial / f"{next(names)}.JPEG"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(path, "JPEG", quality=PARITY_QUALITY, optimize=True)
+            on_images(condition, len(images))
+        partial.replace(folder)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write {folder}", found=error.strerror or str(error), hint="free space, or another --out"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 LAYOUTS: dict[str, Callable[[Job, OnImages], int]] = {
@@ -359,6 +362,25 @@ LAYOUTS: dict[str, Callable[[Job, OnImages], int]] = {
     "cifar10c": _write_cifar,
     "imagenetc": _write_imagenet,
 }
+
+
+@contextmanager
+def _begun(job: Job, folder: Path) -> Iterator[None]:
+    """Make `folder`, or go on in it where it holds the output of the same settings.
+
+    A run that is refused before its first condition is whole leaves nothing that would bind the next one.
+    """
+    _begin(job, folder)
+    try:
+        yield
+    finally:
+        whole = [*folder.glob("*.npy"), *folder.glob("*/[0-9]*")]
+        if all(path.name == _LABELS for path in whole):
+            for name in (RECORD, _LABELS):
+                (folder / name).unlink(missing_ok=True)
+            for place in (*{folder / one.name for one in job.conditions}, folder):
+                with suppress(OSError):  # it is not there, or not empty
+                    place.rmdir()
 
 
 def _begin(job: Job, folder: Path) -> None:

@@ -93,3 +93,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, listing: str = "
         listed = ", ".join(names)
         hint = f"{' or '.join(near)}; known: {listed}" if near else f"one of {listed}"
     return UsageError(f"unknown {kind} {name!r}", found=repr(name), hint=hint)
+
+
+def counted(n: int, noun: str) -> str:
+    """A number with its noun, in the plural where there is not one: ``1 class``, ``1,000 classes``."""
+    return f"{n:,} {noun}{'' if n == 1 else 'es' if noun.endswith('s') else 's'}"

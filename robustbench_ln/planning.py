@@ -27,7 +27,7 @@ from robustbench_ln.corruptions import (
     to_float,
 )
 from robustbench_ln.data import PUBLISHED, Dataset, Published, names_published, open_dataset, open_published
-from robustbench_ln.errors import InputError, LnbenchError, UsageError, unknown_name
+from robustbench_ln.errors import InputError, LnbenchError, UsageError, counted, unknown_name
 from robustbench_ln.files import as_utf8
 from robustbench_ln.models import (
     Classifier,
@@ -41,7 +41,7 @@ from robustbench_ln.models import (
 )
 from robustbench_ln.models.imports import one_line
 from robustbench_ln.models.loading import names_zoo
-from robustbench_ln.models.preprocessing import PROBE_IMAGES
+from robustbench_ln.models.preprocessing import PROBE_IMAGES, OnImages
 from robustbench_ln.norms import NetworkNorms, choose_modes, frozen_state, parse_mode
 from robustbench_ln.norms.modes import Schedule, schedule
 from robustbench_ln.results import Manifest, row_key
@@ -212,8 +212,10 @@ def choose_device(name: str) -> str:
     kind, _, index = name.partition(":")
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(mps)}.get(kind, 0)
     if not re.fullmatch(r"(cpu|mps|cuda(:\d+)?)", name) or int(index or 0) >= count:
-        found = f"{torch.cuda.device_count()} CUDA devices, MPS {'present' if mps else 'absent'}"
-        raise UsageError(f"device {name!r} cannot be used", found=found, hint="--device auto, cpu, cuda, cuda:1 or mps")
+        cuda = torch.cuda.device_count()
+        usable = ["auto", "cpu", *["cuda"][:cuda], *(f"cuda:{i}" for i in range(cuda)), *["mps"][:mps]]
+        found = f"{counted(cuda, 'CUDA device')}, MPS {'present' if mps else 'absent'}"
+        raise UsageError(f"device {name!r} cannot be used", found=found, hint=f"--device {' or '.join(usable)}")
     return name
 
 
@@ -251,9 +253,11 @@ def plan_run(
     precision: str = "fp32",
     compile: bool = False,
     timeout: float | None = None,
+    on_trial: OnImages | None = None,
 ) -> Plan:
     """Name, load and check everything; see :func:`robustbench_ln.evaluate` for the arguments.
 
+    `on_trial` is called while preprocessing is found by trial, with the predictions made and all there are to make.
     Names and numbers are checked before any file is read, files before any image is degraded.
 
     Raises:
@@ -358,7 +362,7 @@ def plan_run(
                 f"{one.source} is meant for {one.geometry.crop} x {one.geometry.crop} pixels, the published images "
                 f"have {height} x {width} (--resize {one.geometry.crop} --crop {one.geometry.crop} enlarges them)"
             )
-        info, classifier, said = _prepare(one, normalize, fixed, probe)
+        info, classifier, said = _prepare(one, normalize, fixed, probe, on_trial)
         warnings += said
         if said and files and not files.clean:
             warnings.append(f"{one.source}: preprocessing was judged by {files.base}, as there are no clean images")
@@ -373,7 +377,7 @@ def plan_run(
         warnings += [f"{info.id}: {cut.warning}" for cut in schedules if cut.warning]
         if len(dataset.classes) != info.num_classes:
             warnings.append(
-                f"{info.id} was trained for {info.num_classes} classes, the data has {len(dataset.classes)}"
+                f"{info.id} was trained for {counted(info.num_classes, 'class')}, the data has {len(dataset.classes)}"
             )
         planned.append(PlannedModel(info, classifier.to(target), _without_twins(schedules)))
     if names is not None:
@@ -498,7 +502,7 @@ def _check_classes(one: LoadedModel, dataset: Dataset) -> None:
     if highest > one.num_classes:
         raise InputError(
             f"{one.source} has too few classes for the data",
-            found=f"{one.num_classes} logits, labels up to {highest - 1} ({len(dataset.classes)} classes)",
+            found=f"{one.num_classes} logits, labels up to {highest - 1} ({counted(len(dataset.classes), 'class')})",
             hint="a model trained for this data set",
         )
 
@@ -529,6 +533,7 @@ def _prepare(
     normalize: str,
     fixed: tuple[tuple[float, ...], tuple[float, ...]] | None,
     probe: tuple[Tensor, Tensor],
+    on_trial: OnImages | None,
 ) -> tuple[ModelInfo, Classifier, list[str]]:
     """Settle a model's preprocessing: as asked, as its file says, or as clean images tell."""
     warnings: list[str] = []
@@ -542,7 +547,7 @@ def _prepare(
         mean, std, why = one.mean, one.std or (), one.preprocessing
     else:
         with frozen_state(one.network):
-            choice = choose_preprocessing(one.network, *probe)
+            choice = choose_preprocessing(one.network, *probe, on_trial)
         mean, std, why = choice.mean, choice.std, choice.text
         warnings.append(f"{one.source}: preprocessing was found by trial: {choice.text}")
     # Last and only where there are any, so that other models keep their ids.

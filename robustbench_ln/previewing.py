@@ -81,8 +81,6 @@ def preview(
         UsageError: a name or number that is none, or no such image in the data set.
         InputError: an image or data set that cannot be used.
     """
-    if noise is None and corruption is None:
-        corruption = "all"
     asked = plan_degradations(
         noise=noise,
         sigma=sigma,
@@ -91,6 +89,7 @@ def preview(
         suite=suite,
         frost_textures=frost_textures,
         jpeg_parity=jpeg_parity,
+        otherwise="corruption",
     )
     dataset: Dataset
     if image is not None:

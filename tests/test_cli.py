@@ -23,7 +23,9 @@ import torch
 from torch import nn
 
 from robustbench_ln.benchmarks import norms, timing
+from robustbench_ln.cli import progress
 from robustbench_ln.cli.app import main
+from robustbench_ln.corruptions import list_presets, load_preset
 from robustbench_ln.norms import EVAL_MODES, NORMS
 from robustbench_ln.reports.summary import CAUTIOUS
 from tests.conftest import random_network, toy_arrays
@@ -252,8 +254,17 @@ def test_list_names_everything_at_any_width(here: Here, monkeypatch: pytest.Monk
         assert max(map(len, text.splitlines())) <= width
         # Whole, in whatever way the lines are broken: every word is there, in its column's order.
         for row in table:
-            assert next(iter(row.values())) in text
-            assert set(" ".join(row.values()).split()) <= set(text.split())
+            words = [value for value in row.values() if isinstance(value, str)]
+            assert words[0] in text
+            assert set(" ".join(words[:2]).split()) <= set(text.split())
+
+
+def test_presets_are_listed_with_their_grids_for_programs(here: Here) -> None:
+    presets = {row["preset"]: row for row in json.loads(here("list", "presets", "--json").stdout)["presets"]}
+    assert presets["paper-fig3"]["range"] == "rescale"
+    assert presets["paper-fig3"]["noises"]["agn-released"][:3] == [0, 0.1, 0.2]
+    for name in list_presets():
+        assert list(presets[name]["noises"]) == [one.name for one in load_preset(name).requests]
 
 
 COMMANDS = [
@@ -370,6 +381,39 @@ def test_every_command_leaves_with_its_code_and_three_lines(desk: Path, argument
 def test_tracebacks_are_shown_on_request(here: Here, arguments: tuple[str, ...]) -> None:
     assert "Traceback" in here(*arguments, check=2).stderr
     assert "Traceback" not in here("list", "ranges").stderr
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, ["report"], ["compare"], ["gate"], ["bench", "gate"]], ids=" ".join)
+def test_every_command_takes_debug(here: Here, command: list[str]) -> None:
+    assert here(*command, "--help").stdout.count("--debug") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("eval", "--model", "--noise", "agn"), "--model has no value"),
+        (("eval", "--noise", "--model=demo:bn"), "--noise has no value"),
+        (("gate", "--baseline", "--policy", "gate.yaml"), "--baseline has no value"),
+    ],
+)
+def test_an_option_is_not_taken_for_the_value_that_was_forgotten(
+    here: Here, arguments: tuple[str, ...], what: str
+) -> None:
+    assert f"error: {what}" in here(*arguments, check=2).stderr
+
+
+def test_a_device_that_is_not_there_is_not_offered(here: Here) -> None:
+    error = here("eval", "--model", "bn.pt", "--device", "cuda:99", check=2).stderr
+    assert "cuda:99" not in error.rpartition("try:")[2]
+    assert "--device auto or cpu" in error
+
+
+def test_a_line_is_printed_when_one_is_due(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = progress.Lines()
+    lines.say(lambda: "too early")
+    monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
+    lines.say(lambda: "due")
+    assert capsys.readouterr().err == "due\n"
 
 
 def test_what_the_numbers_give_reason_to_say_is_a_warning_like_any_other(here: Here) -> None:

@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robustbench_ln.comparing import FORMATS, compare
+from robustbench_ln.comparing import FORMATS, Comparison, compare
 from robustbench_ln.errors import TrustError, UsageError
 from robustbench_ln.metrics.mce import STANDARD
 from robustbench_ln.metrics.paired import mcnemar_two_sided
+from robustbench_ln.reports.text import between, percent, visible
 from robustbench_ln.results import load_results
 from robustbench_ln.types import Condition
 from tests.made_results import CLEAN, hits, write_run
 from tests.test_gate import FOG, HOSTILE, N, Run, lnbench, results
+from tests.test_report_html import TELL, Browser, Reader, browser, told_in, with_hand
 
-__all__ = ["lnbench"]  # the fixture
+__all__ = ["browser", "lnbench"]  # the fixtures
 SNOW = Condition("snow", 1.0, "cifar10-c")
 
 
@@ -128,6 +130,15 @@ def test_hostile_names_are_inert_in_every_format(tmp_path: Path, name: str) -> N
     shown = FORMATS[name](compare([load_results(tmp_path / "a"), load_results(tmp_path / "a")]))
     assert "\x1b" not in shown
     assert not [line for line in shown.splitlines() if line.lstrip().startswith("::")]
+    if name == "html":
+        reader = Reader(shown)
+        assert not reader.disorder
+        assert sum(tag == "script" for tag, _ in reader.tags) == 1
+        assert visible(HOSTILE) in reader.text
+    if name == "latex":
+        lines = [line for line in shown.splitlines() if not line.startswith("%")]
+        assert not [line for line in lines if re.search(r"(?<!\\)[#^~]|<|^\[", line.replace(" & ", ""))]
+        assert {len(re.findall(r"(?<!\\)&", line)) for line in lines if line.endswith(r"\\")} == {8}
     if name == "markdown":
         assert "<script" not in shown
         tables = [line for line in shown.splitlines() if line.startswith("|")]
@@ -138,6 +149,75 @@ def test_hostile_names_are_inert_in_every_format(tmp_path: Path, name: str) -> N
         assert not [cell for row in rows for cell in row if cell.startswith(("=", "@"))]
     if name == "json":
         assert json.loads(shown)["rows"][0]["mode"] == key[1]
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """Two models against one, on more conditions than a page of LaTeX has room for."""
+    folder = tmp_path_factory.mktemp("compare")
+    conditions = [Condition(name, float(s), "cifar10-c") for name in STANDARD[:10] for s in (1, 2, 3, 4, 5)]
+    runs = {
+        ("a@1", "bn"): {CLEAN: hits(N, 1800), **{one: hits(N, 1000) for one in conditions}},
+        ("b@2", "bn"): {
+            CLEAN: hits(N, 1800),
+            **{one: hits(N, 1000, gained=10 * i) for i, one in enumerate(conditions)},
+        },
+        ("c@3", "bn"): {CLEAN: hits(N, 1800), **{one: hits(N, 1000, lost=90) for one in conditions}},
+    }
+    return compare([load_results(write_run(folder / "run", runs, run={"warnings": ["mind the gap"]}))])
+
+
+def test_the_page_says_every_number_and_loads_nothing(several: Comparison) -> None:
+    page = FORMATS["html"](several)
+    reader = Reader(page)
+    assert not reader.disorder
+    assert not reader.open
+    assert page.index("mind the gap") < page.index("<main")
+    for line in several.lines:
+        assert f"{percent(line.difference, sign=True)}" in reader.text
+        assert between(*line.interval, digits=2) in reader.text
+    (rule,) = [a["content"] for _, a in reader.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert str(rule).startswith("default-src 'none'")
+    for tag, attributes in reader.tags:
+        assert "style" not in attributes
+        assert not any(name.startswith("on") for name in attributes)
+        assert re.match(r"#|data:", attributes.get("href") or "#"), tag
+        if tag == "th":
+            assert attributes.get("scope") in ("row", "col")
+
+
+def test_long_tables_of_latex_run_over_pages_and_have_a_minus(several: Comparison) -> None:
+    text = FORMATS["latex"](several)
+    assert text.count(r"\begin{longtable}") == text.count(r"\end{longtable}") == 2
+    assert r"\usepackage{booktabs,longtable}" in text
+    assert r"$-$4.50" in text
+    assert not re.search(r"& -\d", text)
+
+
+SORT = (
+    """
+;(() => {
+  const told = {requests: performance.getEntriesByType("resource").map((one) => one.name)};
+  const table = document.querySelector("table.sortable");
+  const button = table.tHead.rows[0].cells[1].querySelector("button");
+  button.focus();
+  told.focused = document.activeElement === button;
+  button.click();
+  told.up = [...table.tBodies[0].rows].map((row) => Number(row.cells[1].dataset.v));
+  told.wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+"""
+    + TELL
+)
+
+
+@pytest.mark.parametrize("size", ["1280,900", "390,800"])
+def test_the_page_sorts_and_fits_in_a_browser(browser: Browser, several: Comparison, size: str) -> None:
+    text, console = browser.open(with_hand(FORMATS["html"](several), SORT), f"--window-size={size}")
+    assert console == []
+    told = told_in(text)
+    assert (told["requests"], told["focused"], told["wide"]) == ([], True, False)
+    assert told["up"] == sorted(told["up"])
+    assert len(set(told["up"])) > 10
 
 
 def test_values_are_in_percent_in_tables_only(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,12 +129,21 @@ def test_what_a_kill_left_is_cleared(tmp_path: Path, layout: str) -> None:
     assert mine.exists()
 
 
-def test_a_run_refused_before_its_first_image_leaves_nothing_to_go_on_from(tmp_path: Path) -> None:
-    small = toy_data(4, size=4)
-    job = plan_corrupted(small, tmp_path / "out.npz", corruption="defocus_blur", severity=5, suite="imagenet-c")
+@pytest.mark.parametrize("layout", ["npz", "cifar10c", "imagenetc"])
+def test_a_run_refused_before_its_first_image_leaves_nothing_to_go_on_from(tmp_path: Path, layout: str) -> None:
+    out = tmp_path / ("out.npz" if layout == "npz" else "out")
+    severity = "1:5" if layout == "cifar10c" else 5
+    options: dict[str, Any] = {
+        "corruption": "defocus_blur",
+        "severity": severity,
+        "suite": "imagenet-c",
+        "layout": layout,
+    }
+    job = plan_corrupted(toy_data(4, size=4), out, **options)
     with pytest.raises(InputError, match="too small"):
         write_corrupted(job)
-    assert not list(tmp_path.glob("out*"))
+    assert [path.name for path in tmp_path.rglob("*") if path.name not in ("out", ".lock", ".out.npz.lock")] == []
+    assert write(out, **options, seed=1) == (5 if layout == "cifar10c" else 1)
 
 
 def test_something_else_is_never_overwritten(tmp_path: Path) -> None:

@@ -639,7 +639,9 @@ def test_a_near_tie_goes_to_the_better_likelihood_and_is_said() -> None:
             # Always the same class; the smaller the values, the less sure.
             return torch.stack([x.abs().amax((1, 2, 3)) + 1, torch.zeros(len(x))], 1)
 
-    choice = choose_preprocessing(Unsure(), images(n=40), torch.arange(40) % 2)
+    told: list[tuple[int, int]] = []
+    choice = choose_preprocessing(Unsure(), images(n=40), torch.arange(40) % 2, lambda *at: told.append(at))
+    assert told == [(40 * i, 160) for i in (1, 2, 3, 4)]
     assert choice.accuracies == dict.fromkeys(choice.accuracies, 0.5)
     assert choice.name in ("half", "none")
     assert "a near tie, decided by negative log-likelihood" in choice.text

@@ -413,6 +413,10 @@ def test_a_chart_puts_points_where_they_belong(ascii_only: bool) -> None:
     assert lines[12].split() == ["0", "sigma", "2"]
 
 
+def test_the_chance_line_has_a_legend(two_models: Made) -> None:
+    assert "┈ chance  10.0" in terminal.render(summarise(two_models.document))
+
+
 def test_a_chart_of_one_level_has_it_in_the_middle() -> None:
     lines = text_of(chart.draw([chart.Series([(0.5, 0.5)], 0)], width=31, height=11, x_label="sigma"))
     assert lines[5].index(chart.MARKERS[0]) in (17, 18)

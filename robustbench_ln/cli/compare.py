@@ -9,7 +9,7 @@ import typer
 
 from robustbench_ln.errors import UsageError, unknown_name
 
-_FORMATS = ("terminal", "markdown", "csv", "json")
+_FORMATS = ("terminal", "html", "markdown", "latex", "csv", "json")
 _ORDERS = ("file", "difference", "p")
 
 
@@ -41,7 +41,7 @@ def compare_command(
 
     - `lnbench compare runs/demo-bn+1-demo --reference demo-bn/bn --sort difference`
 
-    - `lnbench compare runs/main runs/new --format markdown`
+    - `lnbench compare runs/main runs/new --format html --out compare.html`
     """
     for word, value, known in (("format", format, _FORMATS), ("order", sort, _ORDERS)):
         if value not in known:

@@ -134,13 +134,18 @@ def eval_command(
     if not quiet:
         print("loading ...", file=sys.stderr, flush=True)
     from robustbench_ln.api import evaluate_plan, within_budget
-    from robustbench_ln.cli.progress import Display
+    from robustbench_ln.cli.progress import Display, Lines
     from robustbench_ln.evaluation import fit_batch
     from robustbench_ln.planning import check_numbers, plan_run, threads_of
     from robustbench_ln.reports import summarise, terminal
     from robustbench_ln.results import dump_document
 
     check_numbers(workers=workers)
+    lines = Lines()
+
+    def on_trial(done: int, whole: int) -> None:
+        lines.say(lambda: f"finding the preprocessing: {done} of {whole} predictions")
+
     settings = {
         "clean": clean,
         "noise": noise,
@@ -180,7 +185,7 @@ def eval_command(
         return
     # What a network's own code prints must not stand among the results.
     with threads_of(threads), redirect_stdout(sys.stderr):
-        plan = plan_run(model, data, **settings)  # type: ignore[arg-type]
+        plan = plan_run(model, data, **settings, on_trial=None if quiet else on_trial)  # type: ignore[arg-type]
         folder = out or default_folder([info.id for info in plan.manifest.models], plan.manifest.data.id)
         if batch_size == "auto":
             plan = fit_batch(plan)

@@ -6,7 +6,7 @@ import json as json_module
 import shutil
 from functools import partial
 from textwrap import wrap
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,7 +25,7 @@ def list_command(
     kind: Annotated[str, typer.Argument(help=f"One of {', '.join(_KINDS)}; all of them when left out.")] = "",
     json: JsonOpt = False,
 ) -> None:
-    """List what can be named: modes, noises, ranges, presets, corruptions, suites, data sets, architectures, norms, targets.
+    """List what can be named: modes, noises, ranges, presets, corruptions, suites, data, architectures, norms, targets.
 
     Examples:
     - `lnbench list modes`
@@ -36,7 +36,7 @@ def list_command(
         raise unknown_name("list", kind, _KINDS)
     tables = {name: _rows(name) for name in ([kind] if kind else _KINDS)}
     if json:
-        typer.echo(json_module.dumps(tables, indent=1))
+        typer.echo(json_module.dumps({name: list(map(_with_grids, rows)) for name, rows in tables.items()}, indent=1))
         return
     from tabulate import MIN_PADDING, tabulate
 
@@ -110,6 +110,16 @@ def _rows(kind: str) -> Rows:
     from robustbench_ln.types import RANGES
 
     return [{"range": name, "what it does": text} for name, text in RANGES.items()]
+
+
+def _with_grids(row: dict[str, str]) -> dict[str, Any]:
+    """A row with what only programs want to know: of a preset, its range and its noises with their levels."""
+    if "preset" not in row:
+        return dict(row)
+    from robustbench_ln.corruptions import load_preset
+
+    preset = load_preset(row["preset"])
+    return {**row, "range": preset.range_policy, "noises": {one.name: one.sigmas for one in preset.requests}}
 
 
 def _corruption_row(name: str, found: list[Corruption]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,6 +21,20 @@ from robustbench_ln.training import Epoch, TrainingPlan
 from robustbench_ln.training import Progress as TrainingProgress
 
 _LINE_EVERY = 30.0  # seconds between plain lines where there is no terminal
+
+
+class Lines:
+    """A plain line on stderr, no more than one every 30 s."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def say(self, line: Callable[[], str]) -> None:
+        """Print the line where one is due."""
+        now = time.monotonic()
+        if now - self._last >= _LINE_EVERY:
+            self._last = now
+            print(line(), file=sys.stderr, flush=True)
 
 
 class Bars:
@@ -41,9 +56,9 @@ class Bars:
         self.before: float = 0
         self.kept = kept
         self._total, self._unit = total, unit
-        self._started = self._last_line = time.monotonic()
+        self._started = time.monotonic()
         console = Console(stderr=True)
-        self._lines = not quiet and not console.is_terminal
+        self._lines = None if quiet or console.is_terminal else Lines()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -74,11 +89,12 @@ class Bars:
         """Show that `label` is at work and that so much more is done."""
         self.done += done
         self._bar.update(self._task, completed=self.done, description=label)
-        now = time.monotonic()
-        if self._lines and now - self._last_line >= _LINE_EVERY:
-            self._last_line = now
-            left = (now - self._started) * (self._total - self.done) / max(self.done - self.before, 1e-9)
-            print(f"{label}: {int(self.done)} of {self._total} {self._unit}, about {left:.0f} s to go", file=sys.stderr)
+        if self._lines is not None:
+            self._lines.say(lambda: f"{label}: {int(self.done)} of {self._total} {self._unit}, about {self._left()}")
+
+    def _left(self) -> str:
+        left = (time.monotonic() - self._started) * (self._total - self.done) / max(self.done - self.before, 1e-9)
+        return f"{left:.0f} s to go"
 
 
 class Display(Bars):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from robustbench_ln.corruptions.conditions import (
     load_preset,
@@ -98,8 +99,11 @@ def plan_degradations(
     frost_textures: str | Path | None = None,
     jpeg_parity: bool = False,
     repeats: int = 1,
+    otherwise: Literal["noise", "corruption"] = "noise",
 ) -> DegradationPlan:
     """Check everything that was asked for; see :func:`robustbench_ln.evaluate` for the arguments.
+
+    `otherwise` is what is done where neither a noise nor a corruption is named: the default noise, or all corruptions.
 
     Raises:
         UsageError: a name or number that is none, or options that do not go together.
@@ -107,6 +111,8 @@ def plan_degradations(
     """
     if repeats < 1:
         raise UsageError("--repeats is a number of draws", found=str(repeats), hint="1 or more")
+    if otherwise == "corruption" and noise is None and corruption is None:
+        corruption = "all"
     severities = parse_severities(DEFAULT_SEVERITIES if severity is None else severity)
     if corruption is None:
         needing = {"--severity": severity, "--suite": suite, "--frost-textures": frost_textures}

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
 
-from robustbench_ln.comparing.ink import between, markdown_table, p_value, percent
 from robustbench_ln.gating.decide import Check, Decision
+from robustbench_ln.reports import markdown
 from robustbench_ln.reports.markdown import escape
-from robustbench_ln.reports.text import visible
+from robustbench_ln.reports.text import between, p_value, percent, visible
 
 SCHEMA_VERSION = 1
 _HEADER = ("verdict", "rule", "model", "mode", "old", "new", "drop", "95 % interval", "allowed", "p", "would find")
+_NAMES = 4  # columns that hold names
 
 
 def text(decision: Decision) -> str:
@@ -24,7 +25,7 @@ def text(decision: Decision) -> str:
     lines = [headline(decision), ""]
     if decision.checks:
         cells = [[visible(cell) for cell in _cells(check)] for check in decision.checks]
-        align = ("left",) * 4 + ("right",) * 7
+        align = ("left",) * _NAMES + ("right",) * (len(_HEADER) - _NAMES)
         lines += [
             tabulate(cells, _HEADER, tablefmt="simple", disable_numparse=True, colalign=align),
             "",
@@ -92,8 +93,8 @@ def github_summary(decision: Decision) -> str:
     icon = {"pass": "✅", "fail": "❌"}.get(decision.verdict, "⚠️")
     parts = [f"### {icon} {escape(headline(decision))}\n\n"]
     if decision.checks:
-        parts.append(markdown_table(_HEADER, (_cells(check) for check in decision.checks)))
-        parts += ["\n", *(f"{escape(note)}  \n" for note in _notes(decision))]
+        parts.append(markdown.grid(_HEADER, map(_cells, decision.checks), names=_NAMES))
+        parts += ["\n\n", *(f"{escape(note)}  \n" for note in _notes(decision))]
     parts += [f"\n> **warning** {escape(warning)}\n" for warning in decision.warnings]
     return "".join(parts)
 
@@ -141,15 +142,16 @@ def sentence(check: Check) -> str:
     """A check in a line."""
     rule = check.rule
     name = visible(f"{rule.name} of {check.model}, {check.mode}")
+    interval = between(*check.interval, digits=2)
     if rule.bound == "max_drop":
         said = {
             "fail": "worse than allowed",
             "pass": "within what is allowed" if rule.kind == "noninferiority" else "not shown to be worse than allowed",
         }.get(check.verdict, "neither shown to be within what is allowed nor beyond it")
-        values = f"{percent(check.old)} to {percent(check.new)}, drop {percent(check.drop)} {between(check.interval)}"
+        values = f"{percent(check.old)} to {percent(check.new)}, drop {percent(check.drop)} {interval}"
         return f"{name}: {said}: {values}, allowed {percent(rule.limit)} points, p = {p_value(check.p_adjusted)}"
     said = {"fail": "beyond its bound", "pass": "not shown to be beyond its bound"}.get(check.verdict, "undecided")
-    values = f"{percent(check.new)} {between(check.interval)}"
+    values = f"{percent(check.new)} {interval}"
     return f"{name}: {said}: {values}, {rule.bound} {percent(rule.limit)}, p = {p_value(check.p_adjusted)}"
 
 
@@ -164,7 +166,7 @@ def _cells(check: Check) -> tuple[str, ...]:
         percent(check.old),
         percent(check.new),
         percent(check.drop, sign=True),
-        between(check.interval),
+        between(*check.interval, digits=2),
         allowed,
         p_value(check.p_adjusted),
         percent(check.detectable),

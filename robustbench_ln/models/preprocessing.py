@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from robustbench_ln.errors import UsageError, unknown_name
 from robustbench_ln.models.classifier import Classifier
 from robustbench_ln.types import Images
+
+OnImages = Callable[[int, int], None]
+"""Called with the predictions made so far and with all there are to make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,9 @@ class Choice:
     text: str
 
 
-def choose_preprocessing(network: nn.Module, images: Images, labels: Tensor) -> Choice:
+def choose_preprocessing(
+    network: nn.Module, images: Images, labels: Tensor, on_images: OnImages | None = None
+) -> Choice:
     """Try every named preprocessing on clean images and take the best.
 
     Accuracy decides where it can. Among those that it cannot tell from the most accurate, the lowest negative
@@ -118,11 +124,17 @@ def choose_preprocessing(network: nn.Module, images: Images, labels: Tensor) -> 
         images: ``(B, 3, H, W)`` in [0, 1]; the first 512 are used. Images of all classes mixed, or statistics of a
             batch mislead.
         labels: ``(B,)`` int64, each below the number of classes.
+        on_images: called with the predictions made and all there are to make, after each batch.
     """
     images, labels = images[:PROBE_IMAGES], labels[:PROBE_IMAGES]
     right, nll = {}, {}
-    for row in PREPROCESSINGS.values():
-        right[row.name], nll[row.name] = _score(Classifier(network, row.mean, row.std), images, labels)
+    for i, row in enumerate(PREPROCESSINGS.values()):
+
+        def tell(done: int, before: int = i * len(labels)) -> None:
+            if on_images is not None:
+                on_images(before + done, len(PREPROCESSINGS) * len(labels))
+
+        right[row.name], nll[row.name] = _score(Classifier(network, row.mean, row.std), images, labels, tell)
     ranked = sorted(PREPROCESSINGS, key=lambda name: (-int(right[name].sum()), nll[name]))
     close = [name for name in ranked if not _clearly_better(right[ranked[0]], right[name])]
     best = PREPROCESSINGS[min(close, key=lambda name: nll[name])]
@@ -169,9 +181,15 @@ def doubt(network: nn.Module, asked: Preprocessing, known: Preprocessing | None,
 
 
 @torch.no_grad()
-def _score(classifier: Classifier, images: Images, labels: Tensor) -> tuple[Tensor, float]:
-    """Which images are right, ``(B,)`` bool, and the mean negative log-likelihood."""
-    logits = torch.cat([classifier(batch) for batch in torch.split(images, _BATCH)]).float().cpu()
+def _score(
+    classifier: Classifier, images: Images, labels: Tensor, tell: Callable[[int], None] = lambda _: None
+) -> tuple[Tensor, float]:
+    """Which images are right, ``(B,)`` bool, and the mean negative log-likelihood; tells how many images are done."""
+    parts = []
+    for first in range(0, len(images), _BATCH):
+        parts.append(classifier(images[first : first + _BATCH]))
+        tell(min(first + _BATCH, len(images)))
+    logits = torch.cat(parts).float().cpu()
     labels = labels.cpu()
     # argmax calls the first NaN the largest value: such an image is wrong whatever its label.
     right = (logits.argmax(1) == labels) & logits.isfinite().all(1)

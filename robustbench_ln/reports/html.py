@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robustbench_ln.errors import counted
 from robustbench_ln.metrics.mce import GROUPS, Estimate
 from robustbench_ln.reports import style
 from robustbench_ln.reports.sheet import Entry, Sheet, mean_words
@@ -20,13 +21,13 @@ from robustbench_ln.reports.summary import Point, Summary
 from robustbench_ln.reports.tables import (
     Table,
     corruption_error_tables,
+    estimate,
     facts,
     mean_error_tables,
     noise_tables,
-    percent,
     title,
 )
-from robustbench_ln.reports.text import number, visible
+from robustbench_ln.reports.text import between, number, percent, visible
 
 TEMPLATES = Path(__file__).parent / "templates"
 HEAT_STEPS = 20  # classes h0 to h19 of report.css
@@ -34,6 +35,7 @@ HEAT_STEPS = 20  # classes h0 to h19 of report.css
 _WIDTH, _HEIGHT = 360.0, 220.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34.0, 10.0, 8.0, 34.0
 _BAR = 200.0
+_FEW = 10  # predictions of a bin: with fewer its accuracy is noise, and is marked but not joined
 
 _COLORS = {
     style.BLACK: "black", style.ORANGE: "orange", style.SKY: "sky", style.GREEN: "green", style.BLUE: "blue",
@@ -109,11 +111,11 @@ class Bar:
 
 def render(summary: Summary) -> str:
     """The summary as one HTML page. Names are escaped, and controls in them spelled out; nothing is loaded."""
-    return page("report.html.j2", **context(summary))
+    return page("report.html.j2", context(summary))
 
 
-def page(template: str, **shown: Any) -> str:
-    """A page of one of the templates, with our style and script in it; what is shown is escaped."""
+def page(template: str, values: Mapping[str, Any]) -> str:
+    """A page of `TEMPLATES` with the style and the script that all pages share, and the policy that allows no other."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -127,8 +129,8 @@ def page(template: str, **shown: Any) -> str:
         finalize=lambda value: visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
     )
     css, js = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    made = environment.get_template(template)
-    return made.render(css=Markup(css), js=Markup(js), policy=policy(css, js), **shown) + "\n"
+    shared = {"css": Markup(css), "js": Markup(js), "policy": policy(css, js), "percent": percent, "between": between}
+    return environment.get_template(template).render(**shared, **values) + "\n"
 
 
 def policy(css: str, js: str) -> str:
@@ -169,7 +171,6 @@ def context(summary: Summary) -> dict[str, Any]:
             if source.preview
         ][:1],
         "facts": facts(summary),
-        "percent": percent,
         "width": _WIDTH,
         "height": _HEIGHT,
         "left": _LEFT,
@@ -187,7 +188,8 @@ def _lead(summary: Summary) -> str:
     data = summary.data
     if not summary.rows:
         return "Figures as others published them"
-    return f"{summary.scored} images scored, {data.classes} classes, {data.pixels} pixels, seed {summary.run.seed}"
+    classes = counted(data.classes, "class")
+    return f"{summary.scored} images scored, {classes}, {data.pixels} pixels, seed {summary.run.seed}"
 
 
 def _look(one: ModeStyle) -> Look:
@@ -265,11 +267,7 @@ def _panel(
     for level in levels:
         words = [f"{x_label} {number(level)}"]
         for mode, _, points in lines:
-            words += [
-                f"{mode}: {percent(p.accuracy)} % [{100 * p.low:.1f}, {100 * p.high:.1f}]"
-                for p in points
-                if p.level == level
-            ]
+            words += [f"{mode}: {percent(p.accuracy)} % {between(p.low, p.high)}" for p in points if p.level == level]
         told.append((_x(level, low, high), tuple(words)))
     step = max(1, -(-len(levels) // 8))
     ticks = [(_x(level, low, high), number(level)) for level in levels[::step]]
@@ -277,7 +275,7 @@ def _panel(
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{x:g} {y:g}" for x, y in points)
+    return "M" + "L".join(f"{x:g} {y:g}" for x, y in points) if points else ""
 
 
 def _reliability(entry: Entry, looks: Mapping[str, Look]) -> Panel:
@@ -287,9 +285,10 @@ def _reliability(entry: Entry, looks: Mapping[str, Look]) -> Panel:
     for one, dash, mark in zip(entry.calibration, ("solid", "dashed"), (MARKS[0], MARKS[2]), strict=False):
         most = max(n for _, _, n in one.bins)
         middle = [(_x(sure, 0, 1), _y(right)) for sure, right, _ in one.bins]
+        joined = [place for place, (_, _, n) in zip(middle, one.bins, strict=True) if n >= _FEW]
         sizes = [round(max(0.3, 1.4 * (n / most) ** 0.5), 2) for _, _, n in one.bins]
         marks = tuple((x, y, size) for (x, y), size in zip(middle, sizes, strict=True))
-        lines.append(Line(one.name, f"ECE {percent(one.ece)}", Look(look.color, dash, mark), _path(middle), "", marks))
+        lines.append(Line(one.name, f"ECE {percent(one.ece)}", Look(look.color, dash, mark), _path(joined), "", marks))
         told += [(_x(sure, 0, 1), (one.name, *_bin(sure, right, n))) for sure, right, n in one.bins]
     ticks = [(_x(value / 100, 0, 1), f"{value}") for value in (0, 25, 50, 75, 100)]
     return Panel(entry.name, "confidence, %", tuple(lines), tuple(ticks), tuple(sorted(told)), diagonal=True)
@@ -324,9 +323,8 @@ def _accuracy(error: Estimate) -> Estimate:
 
 
 def _bar(one: Estimate) -> Bar:
-    interval = "" if one.low is None or one.high is None else f" [{100 * one.low:.1f}, {100 * one.high:.1f}]"
     ends = [None if end is None else round(4 + end * (_BAR - 8), 1) for end in (one.low, one.high)]
-    return Bar(f"{percent(one.value)}{interval}", round(4 + one.value * (_BAR - 8), 1), ends[0], ends[1], one.value)
+    return Bar(estimate(one), round(4 + one.value * (_BAR - 8), 1), ends[0], ends[1], one.value)
 
 
 def _heat(entry: Entry) -> dict[str, Any]:
@@ -340,7 +338,7 @@ def _heat(entry: Entry) -> dict[str, Any]:
 
 
 def _heat_cell(accuracy: float) -> tuple[str, int]:
-    return f"{100 * accuracy:.1f}", min(int(accuracy * HEAT_STEPS), HEAT_STEPS - 1)
+    return percent(accuracy, digits=1), min(int(accuracy * HEAT_STEPS), HEAT_STEPS - 1)
 
 
 def _flip_bars(entry: Entry) -> list[tuple[str, str, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterable, Sequence
 
 from robustbench_ln.reports.summary import Summary
 from robustbench_ln.reports.tables import Table, facts, tables, title
@@ -15,26 +16,24 @@ def render(summary: Summary) -> str:
     parts = [f"# {escape(title(summary))}"]
     if summary.warnings:
         parts.append("\n".join(f"> **Warning:** {escape(warning)}  " for warning in summary.warnings))
-    parts += [table(one) for one in tables(summary)]
+    parts += map(section, tables(summary))
     parts.append(
         "## How it was run\n\n" + "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in facts(summary))
     )
     return "\n\n".join(parts) + "\n"
 
 
-def table(one: Table, *, level: int = 2) -> str:
-    """A table under a heading of that level, with its note."""
-    head = [
-        _line(one.columns),
-        _line(["---"] * one.names + ["---:"] * (len(one.columns) - one.names), raw=True),
-    ]
-    body = [_line(row) for row in one.rows]
-    note = f"\n\n{escape(one.note)}" if one.note else ""
-    return f"{'#' * level} {escape(one.title)}\n\n" + "\n".join([*head, *body]) + note
+def section(table: Table, *, level: int = 2) -> str:
+    """A table under its title, a heading of that level, its note below."""
+    note = f"\n\n{escape(table.note)}" if table.note else ""
+    return f"{'#' * level} {escape(table.title)}\n\n{grid(table.columns, table.rows, names=table.names)}{note}"
 
 
-def _line(cells: list[str] | tuple[str, ...], *, raw: bool = False) -> str:
-    return f"| {' | '.join(cell if raw else escape(cell) for cell in cells)} |"
+def grid(columns: Sequence[str], rows: Iterable[Sequence[str]], *, names: int = 1) -> str:
+    """A table of cells that are escaped here; `names` columns at the left hold names, the others numbers."""
+    rule = ["---"] * names + ["---:"] * (len(columns) - names)
+    lines = [map(escape, columns), rule, *(map(escape, row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 _SPECIAL = re.compile(

@@ -68,7 +68,7 @@ def as_markdown(page: Page) -> str:
         parts += [escape(text) for text in section.text]
         if section.points:
             parts.append("\n".join(f"- {escape(point)}" for point in section.points))
-        parts += [markdown.table(one, level=3) for one in section.tables]
+        parts += [markdown.section(one, level=3) for one in section.tables]
     if page.facts:
         facts = "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in page.facts)
         parts.append(f"## How it was run\n\n{facts}")
@@ -81,4 +81,7 @@ def as_html(page: Page) -> str:
     def picture(path: Path) -> str:
         return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
-    return html.page("page.html.j2", page=page, picture=picture)
+    return html.page(
+        "article.html.j2",
+        {"title": page.title, "lead": page.lead, "warnings": page.warnings, "page": page, "picture": picture},
+    )

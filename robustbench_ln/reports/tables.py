@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from robustbench_ln.errors import counted
 from robustbench_ln.metrics.mce import GROUPS, STANDARD, Estimate
 from robustbench_ln.reports.sheet import Entry, Sheet, mean_words
 from robustbench_ln.reports.summary import Curve, Grid, Point, Source, Summary
-from robustbench_ln.reports.text import number
+from robustbench_ln.reports.text import between, number, percent
 from robustbench_ln.results.document import RunInfo
 
 
@@ -168,7 +169,7 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
         found += [("results", source.path)] if source.path else []
         found += [
             ("command", run.command),
-            ("data", f"{data.id} ({data.source}): {data.n:,} images, {data.classes} classes"),
+            ("data", f"{data.id} ({data.source}): {counted(data.n, 'image')}, {counted(data.classes, 'class')}"),
             ("data digest", f"SHA-256 {data.sha256}" if data.sha256 else ""),
             ("pixels", f"{data.pixels}, frost {data.frost}" if data.frost else data.pixels),
             ("images scored", _scored(run)),
@@ -184,17 +185,12 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
     return [(name, value) for name, value in found if value]
 
 
-def percent(value: float) -> str:
-    """A fraction in %, without the sign."""
-    return f"{100 * value:.2f}"
-
-
 def estimate(one: Estimate | None) -> str:
     """A fraction in %, with its interval where that is known; empty for None."""
     if one is None:
         return ""
-    known = one.low is not None and one.high is not None
-    return percent(one.value) + (f" [{100 * one.low:.1f}, {100 * one.high:.1f}]" if known else "")  # type: ignore[operator]
+    interval = "" if one.low is None or one.high is None else f" {between(one.low, one.high)}"
+    return f"{percent(one.value)}{interval}"
 
 
 def _scored(run: RunInfo) -> str:
@@ -211,7 +207,7 @@ def _row(name: str, estimates: list[Estimate | None]) -> tuple[str, ...]:
 
 
 def _interval(point: Point) -> str:
-    return f"{percent(point.accuracy)} [{100 * point.low:.1f}, {100 * point.high:.1f}]"
+    return f"{percent(point.accuracy)} {between(point.low, point.high)}"
 
 
 def _accuracy(curve: Curve, level: float) -> str:

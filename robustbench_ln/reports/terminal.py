@@ -12,12 +12,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from robustbench_ln.errors import counted
 from robustbench_ln.reports import chart
 from robustbench_ln.reports.sheet import Sheet
 from robustbench_ln.reports.style import BLACK, ModeStyle, mode_styles
 from robustbench_ln.reports.summary import Grid, ModelSummary, Point, Summary
 from robustbench_ln.reports.tables import corruption_error_tables, sheet_tables, transposed
-from robustbench_ln.reports.text import number, visible
+from robustbench_ln.reports.text import between, number, percent, visible
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -97,7 +98,8 @@ def _facts(summary: Summary) -> str:
     if not summary.rows and summary.sheet.entries:
         return f"{data.id}: figures as others published them"
     of = "" if summary.scored in (f"{data.n:,}", "no") else f" of {data.n:,}"
-    return f"{data.id}: {summary.scored}{of} images scored, {data.classes} classes, seed {run.seed}, {run.precision}"
+    classes = counted(data.classes, "class")
+    return f"{data.id}: {summary.scored}{of} images scored, {classes}, seed {run.seed}, {run.precision}"
 
 
 def _heading(model: ModelSummary, safe: Show) -> Text:
@@ -172,8 +174,8 @@ def _accuracy(point: Point | None) -> Text:
 
     if point is None:
         return Text()
-    interval = f" [{100 * point.low:.1f}, {100 * point.high:.1f}]"
-    return Text.assemble((f"{100 * point.accuracy:5.2f}", "bold"), (interval, "dim"))
+    interval = f" {between(point.low, point.high)}"
+    return Text.assemble((f"{percent(point.accuracy):>5}", "bold"), (interval, "dim"))
 
 
 def _grid_tables(summary: Summary, model: ModelSummary, safe: Show, ascii_only: bool) -> Iterator[RenderableType]:
@@ -188,17 +190,17 @@ def _grid_tables(summary: Summary, model: ModelSummary, safe: Show, ascii_only: 
             table.add_column(f"s{number(severity)}", justify="right")
         table.add_column("mean", justify="right")
         for name, points in grid.cells:
-            shown = [f"{100 * point.accuracy:.2f}" if point else "" for point in points]
+            shown = [percent(point.accuracy) if point else "" for point in points]
             known = [point.accuracy for point in points if point]
             whole = len(known) == len(points)
-            table.add_row(safe(name), *shown, f"{100 * sum(known) / len(known):.2f}" if whole else "")
+            table.add_row(safe(name), *shown, percent(sum(known) / len(known)) if whole else "")
         if grid.means:
             table.add_section()
             overall = sum(point.accuracy for point in grid.means) / len(grid.means)
-            means = [f"{100 * point.accuracy:.2f}" for point in grid.means]
-            table.add_row(f"mean over {len(grid.complete)}", *means, f"{100 * overall:.2f}", style="bold")
+            means = [percent(point.accuracy) for point in grid.means]
+            table.add_row(f"mean over {len(grid.complete)}", *means, percent(overall), style="bold")
             sides = [max(point.high - point.accuracy, point.accuracy - point.low) for point in grid.means]
-            table.add_row(_plus_minus(ascii_only), *(f"{100 * side:.1f}" for side in sides), "", style="dim")
+            table.add_row(_plus_minus(ascii_only), *(percent(side, digits=1) for side in sides), "", style="dim")
         yield Text()
         yield table
 
@@ -269,13 +271,14 @@ def _charts(
             Text.assemble("     ", (f"{markers[look.marker]} {safe(mode)}", color), (f"  {note}", "dim"))
             for look, color, (mode, _, note) in zip(looks, colors, lines, strict=True)
         ]
+        legend.append(Text(f"     {'.' if ascii_only else '┈'} chance  {percent(chance, digits=1)}", style="dim"))
         for line in (head, *body, *legend):
             line.truncate(panel, overflow="ellipsis" if not ascii_only else "crop")
         return [head, *body, *legend]
 
     def mean_note(grid: Grid) -> str:
         overall = sum(point.accuracy for point in grid.means) / len(grid.means)
-        return f"mean {100 * overall:.1f} over {len(grid.complete)}"
+        return f"mean {percent(overall, digits=1)} over {len(grid.complete)}"
 
     for name, value_range in summary.noises:
         charts = []

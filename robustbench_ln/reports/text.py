@@ -1,4 +1,4 @@
-"""Names come from files and file names: here they become text that can do nothing but be read."""
+"""Names and numbers as text: names come from files, and here become text that can do nothing but be read."""
 
 from __future__ import annotations
 
@@ -26,3 +26,18 @@ def visible(text: str, *, ascii_only: bool = False) -> str:
 def number(value: float) -> str:
     """A level as it was asked for: 0.25, 3, 1e-05; no trailing zeros."""
     return f"{value:.12g}"
+
+
+def percent(value: float | None, *, digits: int = 2, sign: bool = False) -> str:
+    """A fraction in %, or a difference of two in points, without the unit; empty for None."""
+    return "" if value is None else f"{100 * value:{'+' if sign else ''}.{digits}f}"
+
+
+def between(low: float, high: float, *, digits: int = 1) -> str:
+    """An interval of fractions, in %."""
+    return f"[{percent(low, digits=digits)}, {percent(high, digits=digits)}]"
+
+
+def p_value(p: float) -> str:
+    """A p-value with two digits, very small ones as a bound."""
+    return "<1e-12" if p < 1e-12 else f"{p:.2g}"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustbench_ln.metrics.mce import Estimate
-from robustbench_ln.reports.tables import Table, estimate, grid_tables, noise_tables, percent
+from robustbench_ln.reports.tables import Table, estimate, grid_tables, noise_tables
+from robustbench_ln.reports.text import percent
 from robustbench_ln.reproducing.drawings import Target, group_moments, paper_numbers
 from robustbench_ln.reproducing.measuring import MARGIN, Verdict
 from robustbench_ln.reproducing.recipes import PAPER_SETTINGS, Measure
