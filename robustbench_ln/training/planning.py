@@ -304,15 +304,15 @@ def _parts(
 ) -> tuple[Part, Part | None]:
     """Images to train on, and others that decide which epoch is best."""
     everything = np.arange(len(dataset))
-    if isinstance(eval_data, Dataset):
-        return Part(dataset, everything), Part(eval_data, np.arange(len(eval_data)))
     if eval_data in (None, "none"):
         return Part(dataset, everything), None
     if eval_data == "auto" and not dataset.has_splits:
         order = visiting_order(seed, len(dataset)).numpy()
         kept = max(round(_HELD_OUT * len(dataset)), 1)
         return Part(dataset, np.sort(order[kept:])), Part(dataset, np.sort(order[:kept]))
-    other = opened(dataset.source if eval_data == "auto" else eval_data, "test")
+    other = eval_data
+    if not isinstance(other, Dataset):
+        other = opened(dataset.source if other in (None, "auto") else other, "test")
     if other.classes != dataset.classes or other.image_size != dataset.image_size:
         raise InputError(
             "the images for evaluation are of other classes or another size than those for training",
