@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from robustbench_ln._version import __version__
     from robustbench_ln.api import evaluate
+    from robustbench_ln.converting import Conversion, convert
     from robustbench_ln.corruptions import corrupt
     from robustbench_ln.data import ArrayDataset, Dataset, open_dataset
     from robustbench_ln.errors import LnbenchError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         LocalNorm1d,
         LocalNorm2d,
         LocalNorm3d,
+        convert_norms,
         convert_to_localnorm,
     )
     from robustbench_ln.reports import report
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "__version__": "_version",
     "evaluate": "api",
+    "Conversion": "converting",
+    "convert": "converting",
     "corrupt": "corruptions",
     "ArrayDataset": "data",
     "Dataset": "data",
@@ -48,6 +52,7 @@ _HOMES = {
     "LocalNorm1d": "norms",
     "LocalNorm2d": "norms",
     "LocalNorm3d": "norms",
+    "convert_norms": "norms",
     "convert_to_localnorm": "norms",
     "report": "reports",
     "Results": "results",
@@ -63,6 +68,7 @@ __all__ = [
     "ArrayDataset",
     "Classifier",
     "Condition",
+    "Conversion",
     "Dataset",
     "EvalMode",
     "LnbenchError",
@@ -73,6 +79,8 @@ __all__ = [
     "Results",
     "TrainingRun",
     "__version__",
+    "convert",
+    "convert_norms",
     "convert_to_localnorm",
     "corrupt",
     "evaluate",

@@ -45,6 +45,7 @@ def inspect_model(loaded: LoadedModel, *, normalize: str = "auto") -> dict[str, 
     return {
         "source": loaded.source,
         "sha256": loaded.sha256,
+        "source_sha256": loaded.source_sha256,
         "format": loaded.form,
         "container": loaded.container,
         "prefixes": list(loaded.prefixes),

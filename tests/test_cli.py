@@ -22,8 +22,9 @@ import pytest
 import torch
 from torch import nn
 
+from robustbench_ln.benchmarks import norms, timing
 from robustbench_ln.cli.app import main
-from robustbench_ln.norms import EVAL_MODES
+from robustbench_ln.norms import EVAL_MODES, NORMS
 from robustbench_ln.reports.summary import CAUTIOUS
 from tests.conftest import random_network, toy_arrays
 
@@ -236,7 +237,10 @@ def test_list_names_everything_at_any_width(here: Here, monkeypatch: pytest.Monk
             assert set(" ".join(row.values()).split()) <= set(text.split())
 
 
-COMMANDS = [["eval"], ["corrupt"], ["preview"], ["inspect"], ["list"], ["bench"], ["bench", "corruptions"]]
+COMMANDS = [
+    *([name] for name in ("eval", "corrupt", "convert", "preview", "inspect", "list", "bench")),
+    *(["bench", name] for name in ("corruptions", "norms")),
+]
 
 
 @pytest.mark.parametrize("width", [60, 80])
@@ -328,6 +332,7 @@ def test_usage_errors_exit_2_and_offer_a_way(
         (("inspect", "bn.pt", "--probe", "x.npy"), 2),
         (("list", "moods"), 2),
         (("bench", "corruption"), 2),
+        (("convert", "demo:ln", "--out", "x.safetensors"), 3),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else None,
 )
@@ -552,6 +557,9 @@ def test_corruptions_are_evaluated_written_and_drawn(here: Here, desk: Path) -> 
         (("preview", "--out", "sheet.bmp"), 2, ".png"),
         (("bench", "corruptions", "--repeats", "1"), 2, "3 or more"),
         (("bench", "corruptions", "--peer", "/no/such/python"), 5, "--peer"),
+        (("bench", "norms", "--repeats", "2"), 2, "3 or more"),
+        (("bench", "norms", "--network", "resnet18"), 2, "resnet20"),
+        (("bench", "norms", "--norm", "ln,batchnorm"), 2, "layernorm"),
     ],
 )
 def test_what_is_wrong_with_corruptions_is_said_in_three_lines(
@@ -572,3 +580,26 @@ def test_the_benchmark_prints_its_rows_as_json(desk: Path) -> None:
     assert [row["corruption"] for row in document["rows"]] == ["contrast", "pixelate"]
     assert all(row["images_per_second"] > 0 and row["peer"] is None for row in document["rows"])
     assert document["geometric_means"][0]["corruptions"] == 2
+
+
+def test_the_benchmark_of_norms_has_every_norm_and_every_mode(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(norms.NETWORKS, "demo-net", norms.Setting(16, 8, 2, 10))
+    monkeypatch.setattr(timing, "_SHORTEST", 0)
+    arguments = ("bench", "norms", "--network", "demo-net", "--repeats", "3")
+    document = json.loads(here(*arguments, "--json").stdout)
+    rows = {(row["pass"], row["norm"], row["mode"], row["images"]): row for row in document["rows"]}
+    trained = {norm for which, norm, *_ in rows if which == "train"}
+    assert trained == set(NORMS) - {"dynbn"}
+    for n in (1, 8):
+        modes = {mode for which, _, mode, images in rows if (which, images) == ("eval", n)}
+        # The groups of ln-batch want several images.
+        assert modes == {*EVAL_MODES, "bn-adapt:16"} - {"bn-adapt"} - ({"ln-batch"} if n == 1 else set())
+    assert all(row["seconds"] > 0 for row in document["rows"])
+    local, live = rows["eval", "ln", "ln-batch", 8], rows["eval", "bn", "dynbn-batch", 8]
+    assert local["ratio_dynbn"] == pytest.approx(local["seconds"] / live["seconds"])
+    assert local["ratio"] == pytest.approx(local["seconds"] / rows["eval", "bn", "bn", 8]["seconds"])
+    step, plain = rows["train", "ln", None, 8], rows["train", "bn", None, 8]
+    assert (step["ratio"], plain["ratio"]) == (pytest.approx(step["seconds"] / plain["seconds"]), 1)
+    shown = here(*arguments, "--norm", "ln", "--no-all-cores").stdout
+    assert "layernorm" not in shown
+    assert len([line for line in shown.splitlines() if "training step" in line]) == 2

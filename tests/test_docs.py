@@ -115,6 +115,7 @@ def test_a_command_that_does_not_exist_is_found(line: str):
     [
         ("README.md", [*EVAL_MODES, *NOISES]),
         ("docs/corruptions.md", [*load_suite("cifar10-c").corruptions, *list_suites()]),
+        ("docs/convert.md", [*NORMS]),
         ("docs/modes.md", [*EVAL_MODES]),
         ("docs/noises.md", [*NOISES, *RANGES, *list_presets()]),
         ("docs/data.md", [*DATASETS]),

@@ -35,6 +35,7 @@ RANKS = {
     "evaluation": 5,
     "training": 5,
     "inspection": 5,
+    "converting": 5,
     "corrupting": 5,
     "previewing": 5,
     "benchmarks": 5,

@@ -14,6 +14,7 @@ import typer
 from robustbench_ln.cli.bench import bench_app
 from robustbench_ln.cli.commands import Command, Commands
 from robustbench_ln.cli.compare import compare_command
+from robustbench_ln.cli.convert import convert_command
 from robustbench_ln.cli.corrupt import corrupt_command
 from robustbench_ln.cli.eval import eval_command
 from robustbench_ln.cli.gate import gate_command
@@ -39,6 +40,7 @@ app.command("eval", cls=Command)(eval_command)
 app.command("report", cls=Command)(report_command)
 app.command("compare", cls=Command)(compare_command)
 app.command("gate", cls=Command)(gate_command)
+app.command("convert", cls=Command)(convert_command)
 app.command("train", cls=Command)(train_command)
 app.command("corrupt", cls=Command)(corrupt_command)
 app.command("preview", cls=Command)(preview_command)

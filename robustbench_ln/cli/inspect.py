@@ -89,6 +89,7 @@ def _show(facts: dict[str, Any], *, whole_tree: bool) -> None:
 _SCREEN = 24  # lines of tree
 _ELSEWHERE = ("tree", "group_size_assumed")
 _LABELS = {
+    "source_sha256": "converted from",
     "arch": "architecture",
     "recognised": "recognised by",
     "num_classes": "classes",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from robustbench_ln.corruptions import Corruption
 
 _ROOM = 20  # columns that a text needs beside its names; with fewer it goes below them
-_KINDS = ("modes", "noises", "ranges", "presets", "corruptions", "suites", "data", "architectures")
+_KINDS = ("modes", "noises", "ranges", "presets", "corruptions", "suites", "data", "architectures", "norms")
 Rows = list[dict[str, str]]
 
 
@@ -26,7 +26,7 @@ def list_command(
     json: JsonOpt = False,
     debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
-    """List what can be named: modes, noises, ranges, presets, corruptions, suites, data sets, architectures.
+    """List what can be named: modes, noises, ranges, presets, corruptions, suites, data sets, architectures, norms.
 
     Examples:
     - `lnbench list modes`
@@ -98,6 +98,10 @@ def _rows(kind: str) -> Rows:
         from robustbench_ln.models import ARCHITECTURES
 
         return [{"architecture": name, "what it is": one.description} for name, one in ARCHITECTURES.items()]
+    if kind == "norms":
+        from robustbench_ln.norms import NORMS
+
+        return [{"norm": name, "what it is": one.description} for name, one in NORMS.items()]
     from robustbench_ln.types import RANGES
 
     return [{"range": name, "what it does": text} for name, text in RANGES.items()]

@@ -1,11 +1,11 @@
 """Models: from a file or a name to a network in eval(), with its architecture and preprocessing known."""
 
 from robustbench_ln.models.architectures import ARCHITECTURES
-from robustbench_ln.models.checkpoint import Checkpoint, save_model
+from robustbench_ln.models.checkpoint import Checkpoint, model_bytes, save_model
 from robustbench_ln.models.classifier import Classifier
 from robustbench_ln.models.dialects import DIALECTS
 from robustbench_ln.models.loaded import Geometry, LoadedModel, state_sha256
-from robustbench_ln.models.loading import SOURCES, build_network, load_model, wrap_module
+from robustbench_ln.models.loading import SOURCES, build_network, load_model, recorded_name, wrap_module
 from robustbench_ln.models.preprocessing import (
     PREPROCESSINGS,
     Choice,
@@ -31,8 +31,10 @@ __all__ = [
     "choose_preprocessing",
     "doubt",
     "load_model",
+    "model_bytes",
     "parse_normalize",
     "read_checkpoint",
+    "recorded_name",
     "save_model",
     "state_sha256",
     "wrap_module",

@@ -59,20 +59,25 @@ class Checkpoint:
     outer: Checkpoint | None = None
 
 
+def model_bytes(network: nn.Module, metadata: Mapping[str, Any]) -> bytes:
+    """Weights and metadata as the content of a safetensors file; see `save_model`."""
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in network.state_dict().items()}
+    return _with_sorted_header(safetensors.torch.save(tensors, as_text(metadata)))
+
+
 def save_model(path: Path | str, network: nn.Module, *, metadata: Mapping[str, Any]) -> None:
     """Write weights and metadata as one safetensors file; the same content always gives the same bytes.
 
     Args:
         path: replaced at once when all is written, so that nobody ever reads half a file.
         network: its state dict is written, keys unchanged.
-        metadata: `arch`, `num_classes`, `n_groups`, `group_size`, `mean`, `std`, `preprocessing`; None is left out.
+        metadata: `arch`, `num_classes`, `norm`, `norm_groups` (of GroupNorm), `n_groups`, `group_size`, `mean`, `std`,
+            `preprocessing`, `geometry`, `source_sha256`; None is left out.
 
     Raises:
         ResourceError: the file cannot be written, or what stands there is no file.
     """
-    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in network.state_dict().items()}
-    content = _with_sorted_header(safetensors.torch.save(tensors, as_text(metadata)))
-    write_bytes(Path(path), content)
+    write_bytes(Path(path), model_bytes(network, metadata))
 
 
 def _with_sorted_header(content: bytes) -> bytes:

@@ -59,7 +59,8 @@ class LoadedModel:
             itself``, or nothing.
         n_groups: K of a LocalNorm network.
         group_size: N/K, images a group had in training; None where unknown.
-        geometry: of the zoo entry; None where unknown.
+        geometry: of the zoo entry, or as a file's metadata have it; None where unknown.
+        source_sha256: of the file that this one was converted from; empty where it was not.
         unbuilt: classes of which the file held objects beside the weights, which were not built.
         code: digest of what the network does with fixed images, where its code is the user's and may change while the
             weights stay; empty elsewhere.
@@ -85,6 +86,7 @@ class LoadedModel:
     n_groups: int | None = None
     group_size: int | None = None
     geometry: Geometry | None = None
+    source_sha256: str = ""
     unbuilt: tuple[str, ...] = ()
     code: str = ""
     warnings: tuple[str, ...] = ()

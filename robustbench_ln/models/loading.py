@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robustbench_ln.errors import InputError, UsageError, unknown_name
+from robustbench_ln.errors import InputError, ResourceError, UsageError, unknown_name
 from robustbench_ln.models.architectures import (
     Architecture,
     Match,
@@ -26,7 +26,7 @@ from robustbench_ln.models.architectures import (
 from robustbench_ln.models.checkpoint import Checkpoint
 from robustbench_ln.models.dialects import candidates
 from robustbench_ln.models.imports import build_with, find_factory
-from robustbench_ln.models.loaded import LoadedModel, check_initialised, ready
+from robustbench_ln.models.loaded import Geometry, LoadedModel, check_initialised, ready
 from robustbench_ln.models.programs import Program
 from robustbench_ln.models.reading import read_checkpoint
 from robustbench_ln.models.recognition import differences, fitting, nearest, with_norms
@@ -139,6 +139,7 @@ def _load_file(path: Path, spec: str, request: _Request) -> LoadedModel:
         image_size=request.image_size,
     )
     mean, std, preprocessing = _preprocessing(checkpoint, model)
+    geometry = checkpoint.metadata.get("geometry")
     return replace(
         model,
         form=checkpoint.form,
@@ -151,6 +152,8 @@ def _load_file(path: Path, spec: str, request: _Request) -> LoadedModel:
         std=std,
         preprocessing=preprocessing,
         group_size=checkpoint.metadata.get("group_size") if model.n_groups else None,
+        geometry=Geometry(**geometry) if geometry else None,
+        source_sha256=checkpoint.metadata.get("source_sha256", ""),
         unbuilt=checkpoint.unbuilt,
         warnings=checkpoint.warnings + built.warnings + model.warnings,
     )
@@ -238,14 +241,34 @@ def _from_table(path: Path, found: list[Checkpoint], arch: str | None) -> _Built
             warnings += (f"the keys and shapes fit {' and '.join(names[:5])}{rest}; taken is the simpler {names[0]}",)
         if matches:
             return _built(matches[0], one, "keys and shapes", warnings)
+    if said is not None and ":" in said:
+        raise InputError(
+            f"{path.name} is of a network that code builds, and no file may name code to run",
+            found=f"architecture {said} in its metadata",
+            hint=f"--arch {said}",
+        )
     raise _fits_nothing(path, _likeliest(shapes))
+
+
+def recorded_name(arch: str, shapes: Shapes) -> str | None:
+    """The name of an architecture by which a file of such keys and shapes is known; None where there is none.
+
+    Args:
+        arch: as `LoadedModel` has it; of timm, without the prefix that `--arch` takes and with the tag of weights.
+        shapes: of the state dict.
+    """
+    for name in (arch, f"{timm_zoo.PREFIX}{arch.partition('.')[0]}"):
+        row = _named(name)
+        if row is not None and row.recognise(shapes):
+            return name
+    return None
 
 
 def _named(arch: str) -> Architecture | None:
     """An architecture that a file names. Only one that is known: a file must not be able to name code to run."""
     try:
         return find_architecture(arch)
-    except UsageError:
+    except (UsageError, ResourceError):  # the latter without timm
         return None
 
 

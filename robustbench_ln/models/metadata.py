@@ -33,6 +33,16 @@ def _number(value: Any) -> float:
     return value
 
 
+def _geometry(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError
+    return {
+        "resize": _count(value.get("resize")),
+        "crop": _count(value.get("crop")),
+        "interpolation": _text(value.get("interpolation")),
+    }
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
     "arch": _text,
     "num_classes": _count,
@@ -43,6 +53,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "mean": _channels,
     "std": _channels,
     "preprocessing": _text,
+    "geometry": _geometry,
     "source_sha256": _text,
 }
 

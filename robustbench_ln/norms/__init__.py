@@ -10,7 +10,7 @@ from robustbench_ln.norms.convert import (
     replace_norms,
 )
 from robustbench_ln.norms.layer import Layout, LocalNorm, LocalNorm1d, LocalNorm2d, LocalNorm3d, normalise
-from robustbench_ln.norms.modes import EVAL_MODES, EvalMode, NetworkNorms, choose_modes, parse_mode, schedule
+from robustbench_ln.norms.modes import EVAL_MODES, EvalMode, NetworkNorms, Schedule, choose_modes, parse_mode, schedule
 from robustbench_ln.norms.predict import frozen_state, using
 from robustbench_ln.norms.switchable import SwitchableNorm2d
 
@@ -25,6 +25,7 @@ __all__ = [
     "LocalNorm3d",
     "NetworkNorms",
     "Norm",
+    "Schedule",
     "SwitchableNorm2d",
     "choose_modes",
     "convert_norms",

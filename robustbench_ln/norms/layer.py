@@ -77,6 +77,10 @@ def normalise(
     Raises:
         InputError: a layout that counts images, and rows that are not equally many an image.
     """
+    # Statistics have the type of gamma and beta: those of 16-bit images need 32 bits.
+    kind = torch.promote_types(x.dtype, torch.float32)
+    weight = x.new_ones(x.shape[1], dtype=kind) if weight is None else weight.to(kind)
+    bias = x.new_zeros(x.shape[1], dtype=kind) if bias is None else bias.to(kind)
     if layout.set_size is None:
         return _batch_norm(x, _row(weight, 0), _row(bias, 0), eps, *running)
     size = layout.set_size * layout.rows_per_image(len(x))
@@ -94,17 +98,19 @@ def normalise(
     if size == 1 or size * x[0].numel() <= _SMALL_SET:
         # Small sets: the channels of all sets side by side, so that one kernel call serves all.
         folded = x.reshape(n, size, x.shape[1], -1).transpose(0, 1).reshape(size, n * x.shape[1], -1)
-        folded = _batch_norm(folded, _flat(gamma), _flat(beta), eps)
+        folded = _batch_norm(folded, gamma.flatten(), beta.flatten(), eps)
         unfolded = folded.reshape(size, n, x.shape[1], -1).transpose(0, 1).reshape(x.shape)
         return unfolded if x.is_contiguous() else torch.empty_like(x).copy_(unfolded)  # channels_last stays
     if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
-        parts = torch.split(x, size)
-        return torch.cat([_batch_norm(part, _row(gamma, i), _row(beta, i), eps) for i, part in enumerate(parts)])
-    if gamma is None or beta is None:
-        gamma, beta = x.new_ones(n, x.shape[1]), x.new_zeros(n, x.shape[1])
-    kind = torch.promote_types(x.dtype, torch.float32)  # statistics of 16-bit images are 32-bit too
-    out: Tensor = _Sets.apply(x, gamma.to(kind), beta.to(kind), eps)[0]
+        parts = zip(torch.split(x, size), gamma, beta, strict=True)
+        return torch.cat([_batch_norm(*part, eps) for part in parts])
+    # The kernel that writes into a given tensor is wrong for other strides (PyTorch 2.14).
+    usual = any(x.is_contiguous(memory_format=one) for one in _FORMATS)
+    out: Tensor = _Sets.apply(x if usual else x.contiguous(), gamma, beta, eps)[0]
     return out
+
+
+_FORMATS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
 
 
 class _Sets(torch.autograd.Function):
@@ -150,18 +156,12 @@ _norm = torch.ops.aten.native_batch_norm
 _norm_backward = torch.ops.aten.native_batch_norm_backward
 
 
-def _row(parameter: Tensor | None, row: int) -> Tensor | None:
-    return parameter if parameter is None or parameter.dim() == 1 else parameter[row]
+def _row(parameter: Tensor, row: int) -> Tensor:
+    return parameter if parameter.dim() == 1 else parameter[row]
 
 
-def _flat(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else parameter.flatten()
-
-
-def _rows(parameter: Tensor | None, rows: tuple[int, ...]) -> Tensor | None:
+def _rows(parameter: Tensor, rows: tuple[int, ...]) -> Tensor:
     """``(S, C)``: the row of each set."""
-    if parameter is None:
-        return None
     if parameter.dim() == 1:
         return parameter.expand(len(rows), -1)
     return parameter if rows == tuple(range(len(parameter))) else parameter[list(rows)]
@@ -182,8 +182,8 @@ def _mixed(
 
 def _batch_norm(
     x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
     eps: float,
     mean: Tensor | None = None,
     var: Tensor | None = None,
