@@ -28,7 +28,7 @@ from robustbench_ln.training.optimization import LossScale, all_finite, learning
 from robustbench_ln.training.planning import TrainingPlan
 from robustbench_ln.training.processes import Processes, group_parameters, own_part, whole_state
 
-_SAVE_EVERY = 300.0  # seconds between saved states inside of an epoch
+_SAVE_EVERY = 300.0  # seconds between saved states inside of an epoch, and between pictures
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
@@ -106,6 +106,7 @@ class Training:
         self._sums = torch.zeros(2, dtype=torch.float64)  # of this epoch's losses and right answers
         self._last = (0.0, 0.0)  # loss and accuracy of the newest step
         self._seconds = 0.0
+        self._drawn = time.monotonic()
         self._scale = LossScale(settings.precision == "fp16")
         dtype = torch.float64 if settings.precision == "fp64" else torch.float32
         # On CPUs too a quarter faster than images in planes.
@@ -151,8 +152,11 @@ class Training:
             done = self._train_epoch(stop, on_event)
             self._save()  # before the evaluation too, which may take long
             if not done:
+                self._draw()
                 return False
             on_event(self._finish_epoch())
+            if self.finished or time.monotonic() - self._drawn > _SAVE_EVERY:
+                self._draw()
         return True
 
     def _train_epoch(self, stop: Callable[[], bool], on_event: Callable[[Epoch | Progress], None]) -> bool:
@@ -354,10 +358,16 @@ class Training:
                 save_model(self.folder.best, self._whole, metadata=self.plan.metadata)
             self.folder.write_state(state)
             self.folder.write_log(self.log)
-            if checkpoint:
-                save_curves(self.log, self.folder.path)
 
         self.among.together(write)
+
+    def _draw(self) -> None:
+        def draw() -> None:
+            if self.among.first and self.log:
+                save_curves(self.log, self.folder.path)
+
+        self.among.together(draw)
+        self._drawn = time.monotonic()
 
     def _names(self) -> list[str]:
         """Names of the parameters in the order of the optimiser's state."""

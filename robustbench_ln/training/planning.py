@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,9 @@ from robustbench_ln.models import (
     choose_preprocessing,
     load_model,
     parse_normalize,
+    recorded_name,
 )
+from robustbench_ln.models.architectures import shapes_of
 from robustbench_ln.models.imports import one_line
 from robustbench_ln.models.preprocessing import PROBE_IMAGES
 from robustbench_ln.models.programs import Program
@@ -184,8 +186,11 @@ def plan_training(
         precision=precision,
         seed=seed,
     )
+    known = recorded_name(name, shapes_of(network.state_dict()))
+    if known is None and ":" not in name:
+        said = [*said, f"{name} is no architecture that lnbench knows: the checkpoints will need --arch"]
     metadata = {
-        "arch": name,
+        "arch": known or (name if ":" in name else None),
         "num_classes": settings.num_classes,
         "norm": kind,
         "norm_groups": norm_groups,
@@ -194,10 +199,20 @@ def plan_training(
         "mean": list(mean),
         "std": list(std),
         "preprocessing": why,
+        "geometry": _geometry(geometry, resize, center_crop, interpolation),
         "source_sha256": settings.start_sha256 or None,
     }
     warnings = (*dataset.warnings, *(loaded.warnings if loaded else ()), *said)
     return TrainingPlan(settings, network, train, held_out, metadata, tuple(dict.fromkeys(map(as_utf8, warnings))))
+
+
+def _geometry(
+    own: Geometry | None, resize: int | None, crop: int | None, interpolation: str | None
+) -> dict[str, Any] | None:
+    """How images were brought to size, for those who evaluate: as asked, or as the model has it."""
+    if resize is not None and crop is not None:
+        return asdict(Geometry(resize, crop, interpolation or "bilinear"))
+    return asdict(own) if own is not None and resize is None and crop is None else None
 
 
 def _start(loaded: LoadedModel | None, arch: str | None, classes: int, new_head: bool) -> tuple[nn.Module, str]:
@@ -304,15 +319,15 @@ def _parts(
 ) -> tuple[Part, Part | None]:
     """Images to train on, and others that decide which epoch is best."""
     everything = np.arange(len(dataset))
-    if isinstance(eval_data, Dataset):
-        return Part(dataset, everything), Part(eval_data, np.arange(len(eval_data)))
     if eval_data in (None, "none"):
         return Part(dataset, everything), None
     if eval_data == "auto" and not dataset.has_splits:
         order = visiting_order(seed, len(dataset)).numpy()
         kept = max(round(_HELD_OUT * len(dataset)), 1)
         return Part(dataset, np.sort(order[kept:])), Part(dataset, np.sort(order[:kept]))
-    other = opened(dataset.source if eval_data == "auto" else eval_data, "test")
+    other = eval_data
+    if not isinstance(other, Dataset):
+        other = opened(dataset.source if other in (None, "auto") else other, "test")
     if other.classes != dataset.classes or other.image_size != dataset.image_size:
         raise InputError(
             "the images for evaluation are of other classes or another size than those for training",
