@@ -19,7 +19,7 @@ from robustbench_ln.metrics.mce import Estimate
 from robustbench_ln.reproducing import list_scales, list_targets, recipes
 from robustbench_ln.reproducing.drawings import DRAWINGS
 from robustbench_ln.reproducing.measuring import FAILS, HOLDS, OPEN, word_for
-from robustbench_ln.reproducing.networks import read_given, with_data
+from robustbench_ln.reproducing.networks import Network, read_given, with_data
 from robustbench_ln.reproducing.recipes import (
     NOISE_FORMS,
     Measure,
@@ -289,6 +289,26 @@ def test_one_network_given_twice_is_refused(run: tuple[Path, Any]) -> None:
     folder = run[0] / "networks" / "demo-bn"
     with pytest.raises(UsageError, match="the same"):
         read_given([str(folder), str(folder / "last.safetensors")])
+
+
+def test_given_networks_stand_beside_the_papers_own_where_they_are_those() -> None:
+    def given(arch: str) -> Network:
+        return Network(arch, "bn", None, arch, f"{arch}.pt", None, f"{arch}.pt")
+
+    for arch, paper, words in (
+        ("resnet20", "cifar10-resnet", "ResNet-20"),  # the scale's own
+        ("cifar_vgg19_bn", "cifar10-vgg", "VGG19"),
+        ("wide_resnet", "cifar10-resnet", "wide_resnet"),
+    ):
+        settings, _ = with_data(load_scale("small"), [], [], [given(arch)])
+        assert [one.paper for one in settings] == [paper]
+        assert words in settings[0].network
+
+
+def test_no_other_network_stands_in_where_the_papers_own_lacks_images(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no images for imagenet") as error:
+        reproduce("imagenet", scale="paper", out=tmp_path)
+    assert "validation images" in error.value.found
 
 
 def test_settings_without_images_are_left_out_and_say_what_they_need() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from robustbench_ln.errors import UsageError
 from robustbench_ln.models import load_model
 from robustbench_ln.norms import NetworkNorms
-from robustbench_ln.reproducing.recipes import Scale, Setting
+from robustbench_ln.reproducing.recipes import Scale, Setting, load_scale
 from robustbench_ln.training import Epoch, train
 
 ONE_SPLIT = ("imagefolder", "imagenet", "npz")  # kinds of data that do not know their training images
@@ -86,7 +86,7 @@ def with_data(
     if given:
         archs = {network.arch for network in given}
         fit = [one for one in settings if archs & {how.get("arch") for how in one.training.values()}]
-        settings = fit or settings[:1]
+        settings = fit or [_standing_for(settings[0], archs)]
     for option, texts, key in (("--data", data, "data"), ("--train-data", train_data, "train_data")):
         for text in texts:
             name, equals, value = text.partition("=")
@@ -103,6 +103,14 @@ def with_data(
     if not settings:
         raise UsageError("there are no images for any setting", found="; ".join(missing), hint="--data")
     return settings, missing
+
+
+def _standing_for(setting: Setting, archs: set[str]) -> Setting:
+    """The setting as it is with given networks of other architectures: beside the paper's own, where they are those."""
+    for one in load_scale("paper").settings:
+        if archs & {how.get("arch") for how in one.training.values()}:
+            return replace(setting, paper=one.paper, network=one.network)
+    return replace(setting, network=f"{', '.join(sorted(archs))}, as given")
 
 
 def _changed(setting: Setting, key: str, value: str) -> Setting:

@@ -82,7 +82,6 @@ class Recipe:
         noises: a preset; empty for none.
         corruption: ``all``, ``common`` or empty.
         pictures: whether degraded pictures stand above the curves.
-        mce: whether mean corruption error is reckoned.
         paper: setting, measure and mode to the number that the paper prints, a fraction.
         claims: orders of modes that the paper reports.
         best: images a group that performed best, from and to; None where that is not the question.
@@ -101,7 +100,6 @@ class Recipe:
     noises: str = ""
     corruption: str = ""
     pictures: bool = False
-    mce: bool = False
     paper: Mapping[str, Mapping[Measure, Mapping[str, float]]] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
     best: tuple[float, float] | None = None
@@ -193,7 +191,6 @@ def load_recipe(name: str, folder: Path = _HERE / "recipes") -> Recipe:
         noises=noises,
         corruption=reader.text(("corruption",), "", one_of=("all", "common")),
         pictures=reader.of_type(("pictures",), bool, False),
-        mce=reader.of_type(("mce",), bool, False),
         paper=_paper(reader) if "paper" in top else {},
         claims=_claims(reader),
         best=reader.interval(("best",)),

@@ -192,7 +192,7 @@ def reproduce(
         done: list[TargetResult] = []
         for recipe in recipes:
             try:
-                done.append(run.carry_out(recipe, presets[recipe.name], _settings_of(recipe, settings)))
+                done.append(run.carry_out(recipe, presets[recipe.name], _settings_of(recipe, chosen, settings)))
             except LnbenchError as error:
                 # One target that cannot be had must not take the others along; by itself it is the error.
                 if len(recipes) == 1:
@@ -222,10 +222,22 @@ def _targets(target: str | Iterable[str]) -> list[str]:
     return list(chosen)
 
 
-def _settings_of(recipe: Recipe, settings: Sequence[Setting]) -> list[Setting]:
-    """The settings that stand for the recipe's; where none does, all that there are."""
-    fit = [one for one in settings if one.paper in (*recipe.settings, *recipe.beyond)]
-    return fit or list(settings)
+def _settings_of(recipe: Recipe, scale: Scale, settings: Sequence[Setting]) -> list[Setting]:
+    """The settings that stand for the recipe's; on a scale that has none of them, all that there are.
+
+    Raises:
+        UsageError: the scale has them, but there are no images for them.
+    """
+
+    def fit(among: Sequence[Setting]) -> list[Setting]:
+        return [one for one in among if one.paper in (*recipe.settings, *recipe.beyond)]
+
+    lacking = [f"{one.name} needs {one.needs}" for one in fit(scale.settings) if one.needs]
+    if not fit(settings) and lacking:
+        raise UsageError(
+            f"there are no images for {recipe.name}", found="; ".join(lacking), hint="--data, or a smaller --scale"
+        )
+    return fit(settings) or list(settings)
 
 
 @dataclass(frozen=True, slots=True)
