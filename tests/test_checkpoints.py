@@ -660,8 +660,9 @@ def test_saving_twice_gives_the_same_bytes_and_leaves_nothing_behind(net: nn.Mod
 
 
 def test_a_folder_that_cannot_be_written_is_a_resource_error(net: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(ResourceError):
-        save_model(tmp_path / "absent" / "a.safetensors", net, metadata={})
+        save_model(tmp_path / "file" / "a.safetensors", net, metadata={})
 
 
 # Files that are refused

@@ -115,7 +115,7 @@ def bench_norms_command(
 
     - `lnbench bench norms --network resnet20 --norm ln --repeats 9`
 
-    - `lnbench bench norms --json --quiet > norms.json`
+    - `lnbench bench norms --json --quiet`
     """
     if not quiet:
         print("loading ...", file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustbench_ln.cli.options import CleanOpt, DebugOpt, JsonOpt, QuietOpt
+from robustbench_ln.cli.options import CleanOpt, JsonOpt, QuietOpt
 from robustbench_ln.errors import IncompleteError, InputError
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ def check_data_command(
     clean: CleanOpt = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
-    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Say what a data set is and what is wrong with it; every image is read.
 

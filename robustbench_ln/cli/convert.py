@@ -14,7 +14,6 @@ import typer
 from robustbench_ln.cli.options import (
     ArchOpt,
     ConfigOpt,
-    DebugOpt,
     EmaOpt,
     JsonOpt,
     NormalizeOpt,
@@ -52,7 +51,6 @@ def convert_command(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
     config: ConfigOpt = None,  # noqa: ARG001 - read before the others, as their defaults
-    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Turn a BatchNorm network into a LocalNorm network, or one of another normalisation, meant to be trained on.
 

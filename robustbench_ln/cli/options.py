@@ -273,7 +273,7 @@ DevicesOpt = Annotated[
     typer.Option(
         "--device",
         metavar="NAME",
-        help="auto, cpu, cuda[:i] or mps; several by commas, cuda:0,cuda:1, share the conditions.",
+        help="auto, cpu, cuda[:i] or mps; several, by commas, share the conditions.",
         rich_help_panel=_RUN,
     ),
 ]

@@ -13,7 +13,6 @@ import typer
 from robustbench_ln.cli.options import (
     BatchSizeOpt,
     ConfigOpt,
-    DebugOpt,
     DeviceOpt,
     FrostTexturesOpt,
     JsonOpt,
@@ -114,7 +113,6 @@ def reproduce_command(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
     config: ConfigOpt = None,  # noqa: ARG001 - read before the others, as their defaults
-    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Rerun the LocalNorm paper's table and figures, beside its numbers.
 

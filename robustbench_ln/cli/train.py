@@ -15,7 +15,6 @@ import typer
 from robustbench_ln.cli.options import (
     BadImageOpt,
     ConfigOpt,
-    DebugOpt,
     DeviceOpt,
     EmaOpt,
     InterpolationOpt,
@@ -181,7 +180,6 @@ def train_command(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
     config: ConfigOpt = None,  # noqa: ARG001 - read before the others, as their defaults
-    debug: DebugOpt = False,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Train a network, from scratch or from a checkpoint, with BatchNorm or LocalNorm.
 

@@ -27,7 +27,7 @@ from robustbench_ln.types import Condition, Counts, DataInfo, ModelInfo, ResultR
 
 log = logging.getLogger("robustbench_ln")
 
-_SINGULAR = ("seed", "limit", "precision", "kernel version")
+_SINGULAR = ("seed", "limit", "ci-width", "precision", "kernel version", "visiting order")
 
 
 @dataclass(frozen=True, slots=True)
