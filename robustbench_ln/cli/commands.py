@@ -22,7 +22,12 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         """Read the command line, in which an option is no other option's value."""
-        options = {name: one for one in self.get_params(ctx) for name in (*one.opts, *one.secondary_opts)}
+        options = {
+            name: one
+            for one in self.get_params(ctx)
+            for name in (*one.opts, *one.secondary_opts)
+            if name.startswith("-")  # an argument's name may also be its value
+        }
         for name, value in pairwise(args):
             if name == "--":
                 break

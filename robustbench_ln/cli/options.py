@@ -292,7 +292,7 @@ EngineOpt = Annotated[
     typer.Option(
         "--engine",
         metavar="NAME",
-        help="What carries out the work: local, ray[:ADDRESS] or slurm[:local].",
+        help="What carries out the work: local, ray[:HOST] or slurm.",
         rich_help_panel=_RUN,
     ),
 ]
