@@ -620,9 +620,9 @@ def test_preprocessing_is_probed_on_classes_mixed(monkeypatch: pytest.MonkeyPatc
     # toy_data is sorted by class, and statistics of a batch of one class mislead a network with live statistics.
     seen = []
 
-    def choose(network: nn.Module, images: Tensor, labels: Tensor) -> Any:
+    def choose(network: nn.Module, images: Tensor, labels: Tensor, *more: Any) -> Any:
         seen.append(labels.tolist())
-        return choose_preprocessing(network, images, labels)
+        return choose_preprocessing(network, images, labels, *more)
 
     monkeypatch.setattr("robustbench_ln.planning.choose_preprocessing", choose)
     plan_run(random_localnorm(), toy_data(200), modes="ln-batch")
