@@ -74,9 +74,9 @@ class Bars:
         self.done += done
         self._bar.update(self._task, completed=self.done, description=label)
         now = time.monotonic()
-        if self._lines and now - self._last_line >= _LINE_EVERY:
+        if self._lines and self.done > self.before and now - self._last_line >= _LINE_EVERY:
             self._last_line = now
-            left = (now - self._started) * (self._total - self.done) / max(self.done - self.before, 1e-9)
+            left = (now - self._started) * (self._total - self.done) / (self.done - self.before)
             print(f"{label}: {int(self.done)} of {self._total} {self._unit}, about {left:.0f} s to go", file=sys.stderr)
 
 
