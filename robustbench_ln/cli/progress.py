@@ -89,11 +89,11 @@ class Bars:
         """Show that `label` is at work and that so much more is done."""
         self.done += done
         self._bar.update(self._task, completed=self.done, description=label)
-        if self._lines is not None:
+        if self._lines is not None and self.done > self.before:
             self._lines.say(lambda: f"{label}: {int(self.done)} of {self._total} {self._unit}, about {self._left()}")
 
     def _left(self) -> str:
-        left = (time.monotonic() - self._started) * (self._total - self.done) / max(self.done - self.before, 1e-9)
+        left = (time.monotonic() - self._started) * (self._total - self.done) / (self.done - self.before)
         return f"{left:.0f} s to go"
 
 
