@@ -82,6 +82,7 @@ def test_a_network_learns_and_is_read_back_without_a_flag(norm: str, tmp_path: P
     assert max(record["eval_accuracy"] for record in run.log) >= 0.95
     loaded = load_model(str(run.best))
     assert (loaded.arch, loaded.num_classes, loaded.recognised) == ("demo-net", 2, "file metadata")
+    assert loaded.label == "run-best"
     assert (loaded.n_groups, loaded.group_size) == ((4, 4) if norm == "ln" else (None, None))
     results = robustbench_ln.evaluate(str(run.best), striped(40, 1), sigma="0", noise="agn")
     assert results.accuracy("bn" if norm == "bn" else "ln-voting") > 0.85
@@ -281,6 +282,10 @@ def test_other_settings_are_refused_by_their_names(tmp_path: Path) -> None:
     for change, name in (({"seed": 1}, "seed"), ({"batch_size": 8}, "batch_size"), ({"data": toy_data(81)}, "data")):
         with pytest.raises(UsageError, match=f"other settings: {name}"):
             small_train(tmp_path, epochs=1, **change)
+    record = json.loads((tmp_path / "train.json").read_text())
+    del record["settings"]["norm_groups"]  # a setting that came later
+    (tmp_path / "train.json").write_text(json.dumps(record))
+    assert small_train(tmp_path, epochs=1).finished
     with pytest.raises(UsageError) as error:
         small_train(tmp_path, epochs=1, weight_decay=0.5)
     assert error.value.found == f"weight_decay 0.0001 in {tmp_path}, 0.5 asked for"

@@ -131,7 +131,8 @@ def _load_file(path: Path, spec: str, request: _Request) -> LoadedModel:
     model = ready(
         built.network,
         spec,
-        path.stem,
+        # Every training calls its files so; the folder tells them apart.
+        f"{path.absolute().parent.name}-{path.stem}" if path.stem in ("best", "last") else path.stem,
         checkpoint.sha256,
         arch=built.arch,
         recognised=built.recognised,

@@ -141,7 +141,8 @@ def _taken(folder: Path, settings: Settings, command: str) -> Iterator[None]:
 
 def _check_same(path: Path, settings: Settings) -> None:
     try:
-        here = json.loads(path.read_bytes())["settings"]
+        # What an older version did not have, it did not do: None.
+        here = dict.fromkeys(settings.identity()) | json.loads(path.read_bytes())["settings"]
         differing = [name for name, asked in settings.identity().items() if here[name] != asked]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
